@@ -1,0 +1,3 @@
+"""homerun: train nanochat on rented GPUs, and bring the model home."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""One file a command, thin: arguments in, a room called, an answer printed."""
