@@ -1,0 +1,1 @@
+"""CaaS, RunPod, SkyPilot: render, price, deploy, follow, destroy."""

@@ -1,0 +1,1 @@
+"""The life of a run: composes the rooms; signals, watchdog, budget, resume."""

@@ -1,0 +1,1 @@
+"""Journal → metadata.json, report.md, index.html, plots."""

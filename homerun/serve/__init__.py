@@ -1,0 +1,1 @@
+"""Engines, batching and the OpenAI-compatible API."""

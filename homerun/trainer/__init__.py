@@ -1,0 +1,1 @@
+"""Our own nanochat-shaped model, tokenizer, pretraining, SFT and evaluation."""

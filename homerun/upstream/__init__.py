@@ -1,0 +1,1 @@
+"""Upstream, unmodified: worktree, script → plan, tracer, runner, log line → metric, artifact groups."""

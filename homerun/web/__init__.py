@@ -1,0 +1,1 @@
+"""Port 8000: pages and routes over the journal and serve/."""
