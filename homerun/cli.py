@@ -37,7 +37,9 @@ def build(arguments: list[str]) -> typer.Typer:
     return app
 
 
-def _version(version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and end.")) -> None:
+def _version(
+    version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and end."),
+) -> None:
     if version:
         print(__version__)
         raise typer.Exit()

@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     # Saving and landing
     homerun_save_minutes: float = Field(20.0, gt=0)
     homerun_sync_data: bool = False
-    homerun_sync_seconds: float = Field(2.0, ge=0.1)  # least time between two writes of one key (R2 allows one a second)
+    homerun_sync_seconds: float = Field(
+        2.0, ge=0.1
+    )  # least time between two writes of one key (R2 allows one a second)
     homerun_keep_last: int = Field(2, ge=2)
     homerun_upload_minutes: float = Field(15.0, gt=0)  # how long a transfer is retried before it is given up
     homerun_max_attempts: int = Field(5, ge=1)
@@ -184,13 +186,19 @@ def _explain(problem: Any) -> str:
 def _read_secret(variable: str, environ: Mapping[str, str]) -> str | None:
     value, file = environ.get(variable), environ.get(f"{variable}_FILE")
     if value and file:
-        raise RequestError(f"{variable} and {variable}_FILE are both set", f"Unset one of them: `unset {variable}_FILE`")
+        raise RequestError(
+            f"{variable} and {variable}_FILE are both set", f"Unset one of them: `unset {variable}_FILE`"
+        )
     if file:
         try:
             value = Path(file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
-            raise RequestError(f"{variable}_FILE names {file}, which cannot be read ({reason})", "Check the path") from None
+            raise RequestError(
+                f"{variable}_FILE names {file}, which cannot be read ({reason})", "Check the path"
+            ) from None
     if value and len(value.strip()) < MIN_SECRET:
-        raise RequestError(f"{variable} has under {MIN_SECRET} characters", "Set the whole key; it was probably cut off")
+        raise RequestError(
+            f"{variable} has under {MIN_SECRET} characters", "Set the whole key; it was probably cut off"
+        )
     return value.strip() if value else None
