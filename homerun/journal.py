@@ -36,11 +36,9 @@ def _parse(line: bytes) -> Event | None:
 
 def replay(path: Path) -> Iterator[Event]:
     """The whole events of the journal at `path`, in order, in constant memory; none if there is no file."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
+    if not path.exists():
         return
-    with file:
+    with open(path, "rb") as file:
         for line in file:
             if line.endswith(b"\n") and (event := _parse(line)):
                 yield event
@@ -68,8 +66,8 @@ class Follower:
 class Journal:
     """The writer. `emit` appends one event and has it in the kernel's hands when it returns.
 
-    fsync is left to `sync()`, called at phase borders: a process's death loses nothing, and what a machine's death could
-    lose is in the bucket.
+    fsync is left to `sync()`, called at phase borders: a process's death loses nothing, and what a machine's death
+    could lose is in the bucket.
     """
 
     def __init__(self, path: Path, attempt: int, redact: Callable[[Any], Any] = lambda value: value):

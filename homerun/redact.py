@@ -34,6 +34,14 @@ class Redactor:
         self._first = {form.encode()[:1] for form in ordered}
         self.longest = max((len(form.encode()) for form in ordered), default=0)
 
+    def held_back(self, data: bytes) -> int:
+        """How many bytes at the end of `data` may be the beginning of a secret, and so must wait for the next chunk."""
+        for length in range(min(self.longest - 1, len(data)), 0, -1):
+            tail = data[-length:]
+            if tail[:1] in self._first and any(form.startswith(tail) for form in self._names):
+                return length
+        return 0
+
     def bytes(self, data: bytes) -> bytes:
         if self._bytes is None:
             return data
@@ -53,11 +61,3 @@ class Redactor:
         if isinstance(value, list | tuple):
             return [self.value(item) for item in value]
         return value
-
-    def held_back(self, data: bytes) -> int:
-        """How many bytes at the end of `data` may be the beginning of a secret, and so must wait for the next chunk."""
-        for length in range(min(self.longest - 1, len(data)), 0, -1):
-            tail = data[-length:]
-            if tail[:1] in self._first and any(form.startswith(tail) for form in self._names):
-                return length
-        return 0
