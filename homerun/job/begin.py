@@ -1,0 +1,193 @@
+"""From a request to a run that may start: which run it is, its script and plan, its lease, its journal."""
+
+import os
+import platform
+import secrets
+import shutil
+import socket
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from homerun import __version__
+from homerun.bucket import lease, restore
+from homerun.bucket.store import Store, open_store
+from homerun.errors import RequestError
+from homerun.job.request import Request
+from homerun.job.run import Run, fingerprint, new_id
+from homerun.journal import Event, replay
+from homerun.machine import describe
+from homerun.settings import UPSTREAM_URL
+from homerun.upstream.plan import Plan, read_plan
+from homerun.upstream.worktree import Source, checkout, recipe
+
+
+@dataclass
+class Start:
+    """Everything that is settled before the first event of an attempt is written."""
+
+    request: Request
+    run: Run
+    store: Store
+    source: Source
+    plan: Plan
+    owner: str
+    attempt: int = 0
+    history: list[Event] = field(default_factory=list)  # run.begin, phases and groups of earlier attempts; [] when new
+    finished: bool = False  # `_SUCCESS` is there already
+
+    @property
+    def recipe(self) -> str:
+        return recipe_name(self.request)
+
+    @property
+    def fingerprint(self) -> str:
+        return request_fingerprint(self.request, self.source)
+
+
+# Events that a resume needs; steps and machine samples would only cost memory.
+REMEMBERED = ("run.begin", "attempt.begin", "attempt.end", "phase.begin", "phase.end", "group", "secured")
+
+
+def begin(request: Request) -> Start:
+    """Find or make the run. Touches nothing of an existing run but its lease. Raises HomerunError."""
+    store = open_store(request.settings)
+    run = _existing(request, store)
+    if run is None:
+        run, source = _new(request)
+        history: list[Event] = []
+    else:
+        restore_journal(store, run)
+        history = [event for event in replay(run.journal) if event["type"] in REMEMBERED]
+        source = _same_source(request, run, history)
+    plan = read_plan((source.root / source.script).read_bytes())
+    start = Start(request, run, store, source, plan, owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+    start.history = history
+    start.finished = restore.is_finished(store, run.id)
+    if not start.finished:
+        start.attempt = lease.acquire(store, run.id, start.owner)
+    return start
+
+
+def recipe_name(request: Request) -> str:
+    return Path(request.script).stem if request.script else "speedrun"
+
+
+def request_fingerprint(request: Request, source: Source) -> str:
+    return fingerprint(
+        recipe=recipe_name(request),
+        script=source.sha256,
+        phase_args=dict(request.phase_args),
+        skip=sorted(request.skip),
+    )
+
+
+def _existing(request: Request, store: Store) -> Run | None:
+    """The run that this start continues, or None for a new one."""
+    runs = request.settings.homerun_dir / "runs"
+    named = request.settings.homerun_run_id
+    if request.resume:
+        id = restore.find_run(store, runs, request.resume)
+        return Run(id, runs / id)
+    if named and (restore.exists(store, named) or (runs / named / "journal.jsonl").exists()):
+        return Run(named, runs / named)
+    return None
+
+
+def _new(request: Request) -> tuple[Run, Source]:
+    """A new run's folder with its source in it. The id needs the plan, and so the source: it is made aside first."""
+    runs = request.settings.homerun_dir / "runs"
+    staging = runs / f".new-{secrets.token_hex(4)}"
+    try:
+        staging.mkdir(parents=True)
+        source = get_source(request, staging / "src")
+        id = request.settings.homerun_run_id or new_id(recipe_name(request), depths(source, request.phase_args))
+        (staging / "home").mkdir()
+        staging.rename(runs / id)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RequestError(
+            f"{runs} cannot be written ({error.strerror})", "Set HOMERUN_DIR to a folder of yours with free space"
+        ) from None
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    run = Run(id, runs / id)
+    return run, Source(**{**vars(source), "root": run.src})
+
+
+def get_source(request: Request, dest: Path, commit: str | None = None) -> Source:
+    """The worktree of the request's upstream (at `commit`, where a resume says so), or the recipe's copy."""
+    if request.recipe_path:
+        return recipe(request.recipe_path, dest)
+    return checkout(request.upstream or UPSTREAM_URL, commit or request.ref, dest, request.script)
+
+
+def depths(source: Source, phase_args: Mapping[str, str]) -> set[int]:
+    """The depths that the script's base training is asked for, the user's own last."""
+    found = set()
+    for step in read_plan((source.root / source.script).read_bytes()).steps:
+        if step.module and step.module.split(".")[-1] == "base_train":
+            words = [*step.words, *phase_args.get(step.name, phase_args.get("base_train", "")).split()]
+            values = [word.partition("=")[2] for word in words if word.startswith("--depth=")]
+            found |= {int(values[-1])} if values and values[-1].isdigit() else set()
+    return found
+
+
+def _same_source(request: Request, run: Run, history: list[Event]) -> Source:
+    """The source of an earlier attempt again: the same commit, the same bytes. Raises RequestError."""
+    first = next((event for event in history if event["type"] == "run.begin"), None)
+    if first is None:  # it ended before its first event: start it anew under its name
+        shutil.rmtree(run.src, ignore_errors=True)
+        return get_source(request, run.src)
+    if first["recipe"] != recipe_name(request):
+        raise RequestError(
+            f"{run.id} ran {first['recipe']}, this asks for {recipe_name(request)}", "Give the --script that it began with"
+        )
+    commit = (first.get("upstream") or {}).get("commit")
+    source = get_source(request, run.src, commit)
+    if source.sha256 != first["script"]["sha256"]:
+        raise RequestError(
+            f"the script is not the one that {run.id} began with ({source.sha256[:12]}, then {first['script']['sha256'][:12]})",
+            "Start a new run, or give the --script or --upstream that it began with",
+        )
+    return source
+
+
+def restore_journal(store: Store, run: Run) -> None:
+    """On an emptied disk the journal comes back from its segments; a journal that is here is never older."""
+    if not run.journal.exists():
+        run.dir.mkdir(parents=True, exist_ok=True)
+        restore.restore_journal(store, run.id, run.journal)
+
+
+def run_event(start: Start) -> dict[str, Any]:
+    """The data of `run.begin`."""
+    source = start.source
+    return {
+        "run": start.run.id,
+        "recipe": start.recipe,
+        "script": {
+            "path": source.script,
+            "sha256": source.sha256,
+            "bytes": (source.root / source.script).stat().st_size,
+        },
+        "upstream": None if source.url is None else {"url": source.url, "ref": source.ref, "commit": source.commit},
+        "fingerprint": start.fingerprint,
+        "bucket": start.store.url,
+        "version": __version__,
+    }
+
+
+def attempt_event(start: Start, nproc: int, price: float | None, resumed_from: dict | None) -> dict[str, Any]:
+    """The data of `attempt.begin`."""
+    return {
+        "machine": {**describe(), "python": platform.python_version(), "platform": platform.platform()},
+        "nproc": nproc,
+        "price_usd_per_hour": price,
+        "wrapper": start.request.wrapper,
+        "resumed_from": resumed_from,
+        "argv": sys.argv,
+    }

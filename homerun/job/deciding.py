@@ -1,0 +1,54 @@
+"""What each phase is run with, or why it is skipped: the user's wishes, the machine, and what earlier attempts proved."""
+
+from collections.abc import Callable, Collection, Mapping
+
+from homerun.job.resume import Resume
+from homerun.upstream.adapt import Change, Wishes, adapt
+from homerun.upstream.flags import Flags, module_flags
+from homerun.upstream.plan import Plan, Step
+from homerun.upstream.runner import Decision, Phase
+from homerun.upstream.table import lookup
+from homerun.upstream.worktree import Source
+
+
+class Deciding:
+    """The runner's `decide`. Flags are read from the module's source at that commit, once each."""
+
+    def __init__(self, source: Source, wishes: Wishes, past: Resume):
+        self.source, self.wishes, self.past = source, wishes, past
+        self._flags: dict[str, Flags | None] = {}
+
+    def __call__(self, phase: Phase) -> Decision:
+        step = phase.step
+        if step is None:
+            return Decision(phase.original)
+        if reason := self._reason_to_skip(phase, step):
+            return Decision(None, reason)
+        argv, changes = adapt(step, list(phase.original), self.wishes, self.flags(step))
+        return Decision(argv, changes=tuple(changes))
+
+    def _reason_to_skip(self, phase: Phase, step: Step) -> str | None:
+        module = (step.module or "").rpartition(".")[2]
+        if {phase.name, step.name, module} & self.wishes.skip:
+            return "you asked to skip it"
+        known = lookup(step.module) if step.module else None
+        if known and known.serves:
+            return "it would serve for ever"
+        return self.past.reason_to_skip(phase)
+
+    def flags(self, step: Step) -> Flags | None:
+        if step.module and step.module not in self._flags:
+            self._flags[step.module] = module_flags(self.source.root, step.module)
+        return self._flags.get(step.module or "")
+
+    def foreseen(self, plan: Plan) -> list[Change]:
+        """The adaptations of every phase of the plan, as far as they can be told before it runs."""
+        changes: list[Change] = []
+        for step in plan.steps:
+            changes += adapt(step, list(step.words), self.wishes, self.flags(step))[1]
+        return changes
+
+    def can_resume(self, plan: Plan) -> frozenset[str]:
+        """Names of the phases that this commit can re-enter at a step."""
+        flags = {step.name: self.flags(step) for step in plan.steps}
+        return frozenset(name for name, found in flags.items() if found and found.spell("resume-from-step"))

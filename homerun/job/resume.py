@@ -1,0 +1,89 @@
+"""Which phases need not run again: those whose own artifacts are here and proven. Pure.
+
+A phase is known by the script's sha256 (checked before), its line, its index on that line and its occurrence; inside a
+loop or a condition by its arguments too, as the order of its executions may differ. A line in a log proves nothing: a phase is done when the journal says that it ended well AND what it left is
+whole on this disk (checkpoints, tokenizer), or, for a phase that leaves only figures, when its log is in the bucket.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+
+from homerun.journal import Event
+from homerun.upstream.runner import Phase
+
+Identity = tuple[int, int, int]  # line, index, occurrence
+
+# Phases that put caches and environments on the disk, which nothing brings home: they run again, and are quick where
+# their files are still there.
+ALWAYS_AGAIN = frozenset({"dataset"})
+
+
+@dataclass
+class Past:
+    """What earlier attempts say of one phase."""
+
+    phase: str
+    attempt: int
+    log: str
+    original: list[str]
+    ended_well: bool = False
+    groups: dict[str, int] = field(default_factory=dict)  # artifact group → step, −1 where it has none
+
+
+def history(events: Iterable[Event]) -> dict[Identity, Past]:
+    """The newest attempt's word on every phase."""
+    found: dict[Identity, Past] = {}
+    running: dict[tuple[int, str], Past] = {}
+    for event in events:
+        key = (event["attempt"], event.get("phase", ""))
+        if event["type"] == "phase.begin":
+            identity = (event["line"], event["index"], event["occurrence"])
+            past = Past(event["phase"], event["attempt"], event["log"], event["original"])
+            if identity in found:
+                past.groups |= found[identity].groups
+            found[identity] = running[key] = past
+        elif event["type"] == "phase.end" and key in running:
+            running[key].ended_well = event["verdict"] == "ok"
+        elif event["type"] == "group" and key in running and event["kind"] in ("checkpoint", "tokenizer"):
+            running[key].groups[event["group"]] = event.get("step", -1)
+    return found
+
+
+def required(past: Past) -> set[str]:
+    """The groups without which a phase is not done: of each folder of checkpoints the newest; else its log."""
+    newest: dict[str, tuple[int, str]] = {}
+    for group, step in past.groups.items():
+        if group.endswith(".optim"):
+            continue
+        folder = group.rpartition("/")[0] or group
+        newest[folder] = max(newest.get(folder, (-2, "")), (step, group))
+    return {group for _, group in newest.values()} or {_log_group(past.log)}
+
+
+def _log_group(log: str) -> str:
+    attempt, _, name = log.removeprefix("logs/").partition("/raw/")
+    return f"logs/{attempt}/{name}"
+
+
+class Resume:
+    """Answers for each phase that begins: skip it, and why?
+
+    proven: groups that are whole here with the sha256 of the manifest, and logs that the manifest names.
+    """
+
+    def __init__(self, events: Iterable[Event], proven: Collection[str]):
+        self.past, self.proven = history(events), frozenset(proven)
+        self._anew = False  # something that later phases build on was made again
+
+    def reason_to_skip(self, phase: Phase) -> str | None:
+        module = (phase.step.module or "").rpartition(".")[2] if phase.step else ""
+        if not module or module in ALWAYS_AGAIN:
+            return None
+        past = self.past.get((phase.line, phase.index, phase.occurrence))
+        if past and not (phase.step and phase.step.counted) and past.original != phase.original:
+            past = None
+        if past and past.ended_well and not self._anew and required(past) <= self.proven:
+            return f"done in attempt {past.attempt}: what it made is here and proven"
+        if past is None or past.groups or not past.ended_well:
+            self._anew = True
+        return None

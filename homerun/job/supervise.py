@@ -1,0 +1,213 @@
+"""What the job does while the script runs: tail, record, hand over, watch. One `tick`, a few times a second.
+
+Nothing here can block or slow the script: its output lies in files, the uploads are another process's, and a tick does
+a bounded amount of work.
+"""
+
+import errno
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from homerun.bucket.outbox import Outbox
+from homerun.job.gauge import Gauge
+from homerun.job.run import Run
+from homerun.job.uploads import Uploads
+from homerun.journal import Emit
+from homerun.machine import sample
+from homerun.redact import Redactor
+from homerun.settings import Settings
+from homerun.upstream.artifacts import Group, Watch
+from homerun.upstream.metrics import LogReader
+from homerun.upstream.runner import Phase, Runner
+from homerun.upstream.tail import Tail
+
+SCAN_SECONDS = 2.0  # artifacts: a checkpoint is whole after two equal scans
+MACHINE_SECONDS = 15.0
+GAUGE_SECONDS = 10.0
+WATCHDOG_SECONDS = 5.0
+
+
+class Supervisor:
+    """Ties one Runner to the journal, the outbox and the console."""
+
+    def __init__(
+        self,
+        *,
+        run: Run,
+        settings: Settings,
+        runner: Runner,
+        watch: Watch,
+        outbox: Outbox,
+        uploads: Uploads,
+        gauge: Gauge,
+        emit: Emit,
+        text: Callable[[str, bytes], None],
+        redactor: Redactor,
+        attempt: int,
+        limits: Callable[[], tuple[str, str] | None],
+    ):
+        """text(phase, new output) goes to the console; limits() → (why, sentence) when money or time end the run."""
+        self.run, self.settings, self.runner, self.watch = run, settings, runner, watch
+        self.outbox, self.uploads, self.gauge, self.emit = outbox, uploads, gauge, emit
+        self.text, self.redactor, self.attempt, self.limits = text, redactor, attempt, limits
+        self.logs = run.logs(attempt)
+        self.groups: dict[int, tuple[Group, str]] = {}  # offered and not yet answered: number → group, phase
+        self.refused: dict[str, str] = {}  # group → why it is not in the bucket
+        self._tails: dict[str, Tail] = {}
+        self._closed: set[str] = set()
+        self._due: dict[str, float] = {}
+
+    # -- the tick ------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Called by the runner a few times a second, and at phase borders."""
+        try:
+            self.read_logs()
+            self.receive()
+            if self._is_due("scan", SCAN_SECONDS):
+                self.hand_over(force=False)
+            if self._is_due("machine", MACHINE_SECONDS):
+                self.emit("machine", **sample(self.run.dir))
+            if self._is_due("gauge", GAUGE_SECONDS):
+                self.emit("gauge", **self.gauge.read(time.time(), self.uploads.status()))
+            if self._is_due("watchdog", WATCHDOG_SECONDS):
+                self._watchdog()
+            if word := self.uploads.check():
+                self.emit("warning", text=word, hint="training goes on; what is saved stays on disk and is sent later")
+            if self.uploads.lost:
+                self.runner.stop("lease", "another runner took this run over")
+            if limit := self.limits():
+                self.runner.stop(*limit)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self.runner.stop("disk", f"the disk of {self.run.dir} is full")
+
+    def _is_due(self, what: str, seconds: float) -> bool:
+        now = time.monotonic()
+        if now < self._due.get(what, 0.0):
+            return False
+        self._due[what] = now + seconds
+        return True
+
+    # -- logs ----------------------------------------------------------------------------------------------------
+
+    def read_logs(self) -> None:
+        """Copy what is new from the raw logs, redacted; metrics into the journal; text to the console."""
+        self._follow("script", self.runner.script_log)
+        for phase in self.runner.phases:
+            if phase.name in self._closed:
+                continue
+            over = phase.status is not None  # asked before reading, so that the last words are read too
+            self._follow(phase.name, phase.log)
+            if over:
+                self._close_log(phase.name, phase.log)
+
+    def _follow(self, name: str, raw: Path) -> None:
+        if not raw.exists():
+            return
+        if name not in self._tails:
+            shown = self.logs / raw.name
+            self._tails[name] = Tail(raw, shown, self.redactor, LogReader(), lambda data: self.text(name, data))
+            self.outbox.offer("open-log", f"logs/{self.logs.name}/{raw.name}", [shown], phase=name)
+        while True:
+            tail = self._tails[name]
+            before = tail.offset
+            self._record(name, tail.poll())
+            if tail.offset == before:
+                return
+
+    def _close_log(self, name: str, raw: Path) -> None:
+        self._closed.add(name)
+        if name in self._tails:
+            self._record(name, self._tails[name].finish())
+            self.outbox.offer("log", f"logs/{self.logs.name}/{raw.name}", [self.logs / raw.name], phase=name)
+
+    def _record(self, name: str, events: list[tuple[str, dict]]) -> None:
+        phase = name if name != "script" else self._speaker()
+        for type, data in events:
+            if type != "downloaded":  # the judge reads that line itself
+                self.emit(type, phase=phase, **data)
+
+    def _speaker(self) -> str:
+        """Whose words appear in the script's own output: the running phase that writes there (`… | tee log`), if any."""
+        running = [phase for phase in self.runner.phases if phase.status is None and not phase.background]
+        return running[0].name if running else "script"
+
+    def close_logs(self) -> None:
+        """At the end: every log whole and offered."""
+        self.read_logs()
+        for phase in self.runner.phases:
+            if phase.name not in self._closed:
+                self._close_log(phase.name, phase.log)
+        self._close_log("script", self.runner.script_log)
+
+    # -- artifacts -----------------------------------------------------------------------------------------------
+
+    def hand_over(self, force: bool) -> None:
+        """Offer the groups that are whole. force: the script has ended, nothing writes any more."""
+        ended = {phase.name for phase in self.runner.phases if phase.verdict == "ok"}
+        for group in self.watch.poll(ended, time.time(), settled=force):
+            self._offer(group)
+
+    def _offer(self, group: Group) -> None:
+        phase = self._maker(group)
+        number = self.outbox.offer(
+            "artifact",
+            group.name,
+            [self.run.base / file.path for file in group.files],
+            phase=phase,
+            keep=group.keep,
+            step=group.step,
+            score=group.score,
+            root=self.run.base,
+        )
+        self.groups[number] = (group, phase)
+        size = sum(file.bytes for file in group.files)
+        self.emit(
+            "group",
+            group=group.name,
+            kind=group.kind,
+            keep=group.keep,
+            phase=phase,
+            bytes=size,
+            files=len(group.files),
+            step=group.step,
+            score=group.score,
+        )
+        self.gauge.offered(group, phase)
+
+    def _maker(self, group: Group) -> str:
+        """The phase that made a group: the newest one that had begun when its last file was written."""
+        written = max(file.mtime_ns for file in group.files) / 1e9
+        began = [phase for phase in self.runner.phases if phase.began <= written + 1 and not phase.background]
+        return began[-1].name if began else ""
+
+    def receive(self) -> None:
+        """The uploader's receipts → `secured` events."""
+        for receipt in self.outbox.receipts():
+            group, _ = self.groups.pop(receipt.seq, (None, ""))
+            if group is None:
+                continue
+            if receipt.ok:
+                self.refused.pop(group.name, None)
+                self.gauge.secured(group)
+                self.emit("secured", group=group.name, bytes=receipt.bytes, seconds=receipt.seconds, at=receipt.at)
+            elif receipt.why in ("changed", "gone"):
+                self.watch.forget(group.name)  # offered again when it is whole again
+            else:
+                self.refused[group.name] = receipt.text
+                self.emit("warning", text=f"{group.name} is not in the bucket: {receipt.text}", hint="")
+
+    # -- the watchdog --------------------------------------------------------------------------------------------
+
+    def _watchdog(self) -> None:
+        idle = self.runner.idle_seconds()
+        if idle > self.settings.homerun_watchdog_minutes * 60:
+            names = ", ".join(phase.name for phase in self.runner.phases if phase.status is None) or "the script"
+            self.runner.stop("watchdog", f"{names} printed nothing and used no CPU or GPU for {idle / 60:.0f} minutes")
+
+
+def running(phases: list[Phase]) -> list[str]:
+    return [phase.name for phase in phases if phase.status is None]
