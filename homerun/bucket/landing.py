@@ -1,0 +1,229 @@
+"""Takes groups of files from the run's folder to the bucket, in the order that keeps every reader right.
+
+Un-name what will be overwritten, upload, let HEAD agree, name it in the manifest, and only then delete what retention
+no longer wants. The manifest is written by compare-and-swap, at most every `spacing` seconds; small ones share it.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from homerun.bucket.lease import lost, read
+from homerun.bucket.manifest import Entry, Manifest, superseded
+from homerun.bucket.outbox import File, Receipt, Request
+from homerun.bucket.store import Changed, FileChanged, Missing, Stat, Store, StoreError, check_unchanged
+
+BATCH_BYTES, BATCH_GROUPS = 64 << 20, 256  # what may share one write of the manifest
+
+
+@dataclass
+class Landing:
+    """The one writer of a run's artifacts. keep_last: checkpoints that retention keeps; spacing: seconds between two
+    writes of the manifest; uploads: folder for the state of unfinished uploads."""
+
+    store: Store
+    run: str
+    run_dir: Path
+    attempt: int
+    keep_last: int
+    spacing: float
+    files_at_once: int = 8
+    progress: Callable[[int], None] = lambda moved: None
+    guard: Callable[[], None] = lambda: None  # raises when the lease may be another's
+    manifest: Manifest = field(init=False)
+    etag: str | None = field(init=False, default=None)
+    _sent: dict[str, Stat] = field(init=False, default_factory=dict)
+    _written: float = field(init=False, default=0.0)
+    _succeeded: bool = field(init=False, default=False)
+
+    def open(self) -> None:
+        """Read the manifest and mark it as this attempt's, which keeps an older attempt from writing it ever again."""
+        self.manifest, self.etag = self._read()
+        self._succeeded = self.store.head(f"{self.run}/_SUCCESS") is not None
+        if self.manifest.attempt != self.attempt:
+            self._write(lambda manifest: None)
+        self.store.sweep(f"{self.run}/", self.uploads())
+
+    def uploads(self) -> list[Path]:
+        return sorted((self.run_dir / "outbox" / "uploads").glob("*.json"))
+
+    def batch(self, requests: list[Request]) -> list[Request]:
+        """The first of `requests` that can share a write: small ones, no key or group twice."""
+        chosen: list[Request] = []
+        seen: set[str] = set()
+        total = 0
+        for request in requests:
+            names = {request.group, *(file.key for file in request.files)}
+            total += request.bytes
+            if chosen and (names & seen or total > BATCH_BYTES or len(chosen) >= BATCH_GROUPS):
+                break
+            chosen.append(request)
+            seen |= names
+        return chosen
+
+    def land(self, requests: list[Request]) -> list[Receipt]:
+        """Take a batch to the bucket; a receipt for each. StoreError when the store is at fault: nothing is answered,
+        nothing new is named, and the same batch can be tried again."""
+        begun = time.monotonic()
+        failed: dict[int, Receipt] = {}
+        entries: dict[int, list[Entry]] = {}
+        for request in requests:
+            try:
+                entries[request.seq] = [self._known(request, file) or _unsent(request, file) for file in request.files]
+                for file in request.files:
+                    self._unchanged(file)
+            except FileChanged as error:
+                failed[request.seq] = _failure(request, error)
+        landing = [request for request in requests if request.seq not in failed]
+        new = {e.key for request in landing for e in entries[request.seq] if not e.etag}
+        overwritten = new & self.manifest.entries.keys()
+        if overwritten:
+            self._write(lambda manifest: manifest.unname(keys=overwritten))
+        self.guard()
+        self._upload(landing, entries, failed)
+        landing = [request for request in landing if request.seq not in failed]
+        named = [entry for request in landing for entry in entries[request.seq]]
+        gone: set[str] = set()
+        if any(self.manifest.entries.get(entry.key) != entry for entry in named):
+            gone = self._name(named)
+        for request in landing:
+            self._sent |= {file.key: file.stat for file in request.files}
+        if gone:
+            self.delete(gone)
+        seconds, at = round(time.monotonic() - begun, 3), round(time.time(), 3)
+        done = {r.seq: Receipt(r.seq, True, r.bytes, seconds, at) for r in landing}
+        return [(done | failed)[request.seq] for request in requests]
+
+    def _unchanged(self, file: File) -> None:
+        if Stat.of(self.run_dir / file.path) != file.stat:
+            raise FileChanged(f"{file.path} is not as it was offered")
+
+    def _known(self, request: Request, file: File) -> Entry | None:
+        """The entry of a file whose bytes the bucket already has under this key: no request, or one HEAD."""
+        entry = self.manifest.entries.get(file.key)
+        if entry is None or entry.bytes != file.bytes:
+            return None
+        if self._sent.get(file.key) != file.stat:
+            path = self.run_dir / file.path
+            with open(path, "rb") as opened:
+                digest = hashlib.file_digest(opened, "sha256").hexdigest()
+                check_unchanged(path, opened.fileno(), file.stat)
+            if digest != entry.sha256:
+                return None
+            head = self.store.head(f"{self.run}/{file.key}")
+            if head is None or head.etag != entry.etag:
+                return None
+        return replace(_unsent(request, file), sha256=entry.sha256, etag=entry.etag, at=entry.at)
+
+    def _upload(self, requests: list[Request], entries: dict[int, list[Entry]], failed: dict[int, Receipt]) -> None:
+        def send(request: Request, index: int, file: File) -> None:
+            state = self.run_dir / "outbox" / "uploads" / f"{hashlib.sha1(file.key.encode()).hexdigest()[:16]}.json"
+            try:
+                self._unchanged(file)
+                landed = self.store.upload(
+                    self.run_dir / file.path, f"{self.run}/{file.key}", state=state, progress=self.progress
+                )
+                self._unchanged(file)
+            except FileChanged as error:
+                failed[request.seq] = _failure(request, error)
+                return
+            entry = entries[request.seq][index]
+            at = round(time.time(), 3)
+            entries[request.seq][index] = replace(entry, sha256=landed.sha256, etag=landed.etag, at=at)
+
+        with ThreadPoolExecutor(self.files_at_once, "files") as pool:
+            jobs = [
+                pool.submit(send, request, index, file)
+                for request in requests
+                for index, file in enumerate(request.files)
+                if not entries[request.seq][index].etag
+            ]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _name(self, entries: list[Entry]) -> set[str]:
+        """Name the entries, un-name what retention no longer wants; the keys that may be deleted now."""
+        gone: set[str] = set()
+
+        def change(manifest: Manifest) -> None:
+            nonlocal gone
+            before = set(manifest.entries)
+            manifest.name(entries)
+            manifest.unname(superseded(manifest, self.keep_last))
+            gone = before - set(manifest.entries)
+
+        self._write(change)
+        return gone
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects that are no longer named. A token that may not delete leaves them for `homerun prune`."""
+        keys = [key for key in keys if key not in self.manifest.entries]
+        try:
+            self.store.delete([f"{self.run}/{key}" for key in keys])
+        except StoreError:
+            return
+
+    def succeed(self, data: bytes) -> None:
+        """Write `_SUCCESS`: nothing of the run changes after it."""
+        self.guard()
+        self.store.put(f"{self.run}/_SUCCESS", data)
+        self._succeeded = True
+
+    def _read(self) -> tuple[Manifest, str | None]:
+        try:
+            data, etag = self.store.get(f"{self.run}/manifest.json")
+        except Missing:
+            return Manifest(self.run), None
+        manifest = Manifest.from_json(data)
+        if manifest.attempt > self.attempt:
+            raise lost(self.run, read(self.store, self.run))
+        return manifest, etag
+
+    def _write(self, change: Callable[[Manifest], object]) -> None:
+        """Apply `change` to the manifest in the bucket. LeaseError when a newer attempt has written it."""
+        if self._succeeded:  # what it vouches for is about to change
+            self.store.delete([f"{self.run}/_SUCCESS"])
+            self._succeeded = False
+        while True:
+            manifest = replace(self.manifest, attempt=self.attempt, entries=dict(self.manifest.entries))
+            change(manifest)
+            pause = self._written + self.spacing - time.monotonic()
+            if pause > 0:
+                self.store.stop.wait(pause)
+            self.guard()
+            key, data = f"{self.run}/manifest.json", manifest.to_json()
+            try:
+                self.etag = self.store.put(key, data, if_match=self.etag, if_none_match=self.etag is None)
+            except Changed:
+                self.manifest, self.etag = self._read()
+                continue
+            finally:
+                self._written = time.monotonic()
+            self.manifest = manifest
+            return
+
+
+def _unsent(request: Request, file: File) -> Entry:
+    return Entry(
+        file.key,
+        file.bytes,
+        sha256="",
+        etag="",
+        group=request.group,
+        keep=request.keep,
+        phase=request.phase,
+        step=request.step,
+        score=request.score,
+    )
+
+
+def _failure(request: Request, error: FileChanged) -> Receipt:
+    why = "gone" if "is gone" in error.what else "changed"
+    return Receipt(request.seq, False, at=round(time.time(), 3), why=why, text=error.what)
