@@ -1,8 +1,8 @@
 """Everything that the real upstream wants from the network, from disk: for tests that run it on a CPU, offline.
 
-`build_kit(folder)` makes, once, stand-ins for `uv` and `curl`, and small data of our own in the formats that upstream reads
-(docs/upstream-offline.md lists which phase reads what). `environment(kit)` and `phase_args(generation)` are the rest. The
-stand-in `uv` seeds the script's base dir, as it is the first command of every version of the script.
+`build_kit(folder)` makes, once, stand-ins for `uv` and `curl`, and small data of our own in the formats that upstream
+reads. `environment(kit)` and `PHASE_ARGS[generation]` are the rest. The stand-in `uv` seeds the script's base dir, as
+it is the first command of every version of the script.
 """
 
 import csv
@@ -73,8 +73,8 @@ PHASE_ARGS = {
         "base_eval": "--max-per-task=4",
         "mid_train": "--max_seq_len=256 --device_batch_size=2 --total_batch_size=512 --num_iterations=10 "
         "--eval_every=5 --eval_tokens=1024",
-        "chat_sft": "--device_batch_size=2 --target_examples_per_step=2 --num_iterations=8 --eval_every=4 --eval_steps=2 "
-        "--eval_metrics_every=7 --eval_metrics_max_problems=4",
+        "chat_sft": "--device_batch_size=2 --target_examples_per_step=2 --num_iterations=8 --eval_every=4 "
+        "--eval_steps=2 --eval_metrics_every=7 --eval_metrics_max_problems=4",
         "chat_eval": "-x 4 -m 16",
     },
     "G2": _G3,
@@ -204,13 +204,10 @@ def _datasets(rng: random.Random) -> list[tuple[str, str, dict[str, list[dict]]]
     program = {"task_id": "x", "prompt": "def one():\n", "canonical_solution": "    return 1\n", "entry_point": "one"}
     program["test"] = "def check(candidate):\n    assert candidate() == 1\n"
     auxiliary = [mmlu() for _ in range(300)]
+    arc_splits = ("train", "validation", "test")
     return [
         *(
-            (
-                "allenai/ai2_arc",
-                config,
-                {split: [arc() for _ in range(40)] for split in ("train", "validation", "test")},
-            )
+            ("allenai/ai2_arc", config, {split: [arc() for _ in range(40)] for split in arc_splits})
             for config in ("ARC-Easy", "ARC-Challenge")
         ),
         ("cais/mmlu", "all", {"auxiliary_train": auxiliary, "test": [mmlu() for _ in range(5300)]}),

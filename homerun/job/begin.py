@@ -18,7 +18,6 @@ from homerun.errors import RequestError
 from homerun.job.request import Request
 from homerun.job.run import Run, fingerprint, new_id
 from homerun.journal import Event, replay
-from homerun.machine import describe
 from homerun.settings import UPSTREAM_URL
 from homerun.upstream.plan import Plan, read_plan
 from homerun.upstream.worktree import Source, checkout, recipe
@@ -63,12 +62,19 @@ def begin(request: Request) -> Start:
         history = [event for event in replay(run.journal) if event["type"] in REMEMBERED]
         source = _same_source(request, run, history)
     plan = read_plan((source.root / source.script).read_bytes())
-    start = Start(request, run, store, source, plan, owner=f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-    start.history = history
-    start.finished = restore.is_finished(store, run.id)
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+    start = Start(request, run, store, source, plan, owner, history=history)
+    start.finished = store.head(f"{run.id}/_SUCCESS") is not None
     if not start.finished:
-        start.attempt = lease.acquire(store, run.id, start.owner)
+        start.attempt = lease.acquire(store, run.id, start.owner, watching=_say_watching).attempt
     return start
+
+
+def _say_watching(held: lease.Lease) -> None:
+    print(
+        f"{held.run} is held by {held.host} (attempt {held.attempt}); watching it for {lease.DEAD_SECONDS:.0f} s",
+        file=sys.stderr,
+    )
 
 
 def recipe_name(request: Request) -> str:
@@ -89,9 +95,9 @@ def _existing(request: Request, store: Store) -> Run | None:
     runs = request.settings.homerun_dir / "runs"
     named = request.settings.homerun_run_id
     if request.resume:
-        id = restore.find_run(store, runs, request.resume)
+        id = restore.find_run(store, request.resume)
         return Run(id, runs / id)
-    if named and (restore.exists(store, named) or (runs / named / "journal.jsonl").exists()):
+    if named and (store.head(lease.key(named)) or (runs / named / "journal.jsonl").exists()):
         return Run(named, runs / named)
     return None
 
@@ -144,13 +150,15 @@ def _same_source(request: Request, run: Run, history: list[Event]) -> Source:
         return get_source(request, run.src)
     if first["recipe"] != recipe_name(request):
         raise RequestError(
-            f"{run.id} ran {first['recipe']}, this asks for {recipe_name(request)}", "Give the --script that it began with"
+            f"{run.id} ran {first['recipe']}, this asks for {recipe_name(request)}",
+            "Give the --script that it began with",
         )
     commit = (first.get("upstream") or {}).get("commit")
     source = get_source(request, run.src, commit)
     if source.sha256 != first["script"]["sha256"]:
+        began, now = first["script"]["sha256"][:12], source.sha256[:12]
         raise RequestError(
-            f"the script is not the one that {run.id} began with ({source.sha256[:12]}, then {first['script']['sha256'][:12]})",
+            f"the script is not the one that {run.id} began with ({now}, then {began})",
             "Start a new run, or give the --script or --upstream that it began with",
         )
     return source
@@ -181,10 +189,12 @@ def run_event(start: Start) -> dict[str, Any]:
     }
 
 
-def attempt_event(start: Start, nproc: int, price: float | None, resumed_from: dict | None) -> dict[str, Any]:
+def attempt_event(
+    start: Start, machine: dict[str, Any], nproc: int, price: float | None, resumed_from: dict[str, Any] | None
+) -> dict[str, Any]:
     """The data of `attempt.begin`."""
     return {
-        "machine": {**describe(), "python": platform.python_version(), "platform": platform.platform()},
+        "machine": {**machine, "python": platform.python_version(), "platform": platform.platform()},
         "nproc": nproc,
         "price_usd_per_hour": price,
         "wrapper": start.request.wrapper,

@@ -1,6 +1,4 @@
-"""What each phase is run with, or why it is skipped: the user's wishes, the machine, and what earlier attempts proved."""
-
-from collections.abc import Callable, Collection, Mapping
+"""What each phase is run with, or why it is skipped: by the user's wishes, and by what earlier attempts proved."""
 
 from homerun.job.resume import Resume
 from homerun.upstream.adapt import Change, Wishes, adapt
@@ -31,7 +29,7 @@ class Deciding:
         module = (step.module or "").rpartition(".")[2]
         if {phase.name, step.name, module} & self.wishes.skip:
             return "you asked to skip it"
-        known = lookup(step.module) if step.module else None
+        known = lookup(step.module, step.launcher)
         if known and known.serves:
             return "it would serve for ever"
         return self.past.reason_to_skip(phase)

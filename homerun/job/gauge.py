@@ -49,7 +49,7 @@ class Gauge:
             self._secured_step = group.step
         self._settle()
 
-    def read(self, now: float, uploader: dict[str, Any]) -> dict[str, Any]:
+    def read(self, now: float, pending_bytes: int | None) -> dict[str, Any]:
         """The `gauge` event's data: lost_minutes, lost_usd, secured_step, pending_bytes."""
         lost = max(0.0, now - max(self._secured_until, self.began))
         dollars = None if self.price_per_hour is None else round(lost / 3600 * self.price_per_hour, 4)
@@ -57,11 +57,11 @@ class Gauge:
             "lost_minutes": round(lost / 60, 3),
             "lost_usd": dollars,
             "secured_step": self._secured_step,
-            "pending_bytes": uploader.get("pending_bytes"),
+            "pending_bytes": pending_bytes,
         }
 
     def _moment(self, group: Group, phase: str) -> float:
-        """When training had the state that a checkpoint holds: its last step's line, else long before its first byte."""
+        """When training had the state that a checkpoint holds: its last step's line, else this attempt's begin."""
         written = min(file.mtime_ns for file in group.files) / 1e9
         if group.step is None:
             return written

@@ -1,35 +1,38 @@
-"""One attempt of a run: check, run the script, land. `train_and_upload.py` is the same on one page.
+"""One attempt of a run: check, run the script, land. `train_and_upload.py` tells it on one page.
 
-    with Job(request) as job:
-        job.preflight()
+with Job(request) as job:
+    if job.preflight():
         job.run_script()
-        job.land()
-    sys.exit(job.code)
+    job.land()
+sys.exit(job.code)
 """
 
 import os
+import sys
 import time
 from types import TracebackType
 from typing import Any
 
-from homerun.bucket import restore
-from homerun.bucket.outbox import Outbox
+from homerun import cost
+from homerun.bucket.outbox import Outbox, describe
 from homerun.console import open_console
-from homerun.errors import Exit, HomerunError, LeaseError, PreflightError
-from homerun.job import begin, resume
-from homerun.job.checks import run_checks
+from homerun.errors import Exit
+from homerun.job.begin import Start, attempt_event, begin, depths, run_event
+from homerun.job.deciding import Deciding
 from homerun.job.gauge import Gauge
-from homerun.job.landing import Landing, write_json
 from homerun.job.limits import Limits
 from homerun.job.request import Request
+from homerun.job.resume import Resume
+from homerun.job.saving import save_every
 from homerun.job.signals import Signals
 from homerun.job.supervise import Supervisor
 from homerun.job.uploads import Uploads
-from homerun.job.wishes import Wishing
 from homerun.journal import Event, Journal, replay
-from homerun.report.metadata import metadata
+from homerun.machine import describe as describe_machine
+from homerun.report.metadata import write_metadata
 from homerun.report.write import write_report
 from homerun.state import RunState
+from homerun.upstream.adapt import Wishes
 from homerun.upstream.artifacts import Watch, read_saver
 from homerun.upstream.environment import build_environment
 from homerun.upstream.runner import Outcome, Runner
@@ -50,34 +53,42 @@ FLUSH_SECONDS = 8.0  # after TERM: containers get 10 s before KILL by default
 
 
 class Job:
-    """The composition of the rooms for one attempt. As a context manager it ends what it started, whatever happens."""
+    """The composition of the rooms for one attempt. As a context manager it ends what it started, whatever happens.
+
+    code: the exit code so far, `Exit.GOOD` until something else is known.
+    """
 
     def __init__(self, request: Request):
         """Finds or makes the run and takes its lease. Raises HomerunError; nothing is started then."""
         self.request, self.settings = request, request.settings
-        self.signals = Signals()
-        self.start = begin.begin(request)
+        self.code, self.reason = Exit.GOOD, ""
+        self.start: Start = begin(request)
         self.run, self.store = self.start.run, self.start.store
-        self.code: Exit = Exit.GOOD
-        self.reason = ""
-        self.outcome: Outcome | None = None
-
-    # -- the attempt ---------------------------------------------------------------------------------------------
+        self.signals = Signals()
 
     def __enter__(self) -> "Job":
+        attempt = self.start.attempt
         self.redactor = self.settings.redactor()
-        self.console = open_console(self.redactor)
+        self.console = open_console(sys.stdout)
         self.state = RunState()
         for event in replay(self.run.journal):
             self.state.apply(event)
-        self.journal = Journal(self.run.journal, self.start.attempt, self.redactor.value)
-        self.logs = self.run.logs(self.start.attempt)
+        self.journal = Journal(self.run.journal, attempt, self.redactor.value)
+        self.logs = self.run.logs(attempt)
         (self.logs / "raw").mkdir(parents=True, exist_ok=True)
         self.outbox = Outbox(self.run.outbox)
-        self.wishing = Wishing(self.start, self.state)
-        self.gauge = Gauge(time.time(), self.wishing.price, self.wishing.resumable)
         environ = {**os.environ, "HOMERUN_DIR": str(self.settings.homerun_dir)}
-        self.uploads = Uploads(self.run.dir, self.start.attempt, self.start.owner, environ)
+        self.uploads = Uploads(self.run.dir, attempt, self.start.owner, environ)
+        self.supervisor = Supervisor(
+            run=self.run,
+            settings=self.settings,
+            outbox=self.outbox,
+            uploads=self.uploads,
+            emit=self.emit,
+            text=self.console.text,
+            redactor=self.redactor,
+            attempt=attempt,
+        )
         self.signals.__enter__()
         self.uploads.start()
         return self
@@ -91,13 +102,192 @@ class Job:
         self.signals.__exit__()
 
     def emit(self, type: str, /, **data: Any) -> Event:
+        """One event: into the journal, the state and the console."""
         event = self.journal.emit(type, **data)
         self.state.apply(event)
         self.console.event(event)
         if type == "step":
             self.gauge.step(event["phase"], event["step"], event["t"])
-        if type == "phase.end":
+        elif type == "phase.end":
+            self.journal.sync()
             if event["verdict"] == "ok":
                 self.gauge.phase_ended(event["phase"], event["t"])
-            self.journal.sync()
         return event
+
+    def warn(self, text: str, hint: str = "") -> None:
+        self.emit("warning", text=text, hint=hint)
+
+    # -- before --------------------------------------------------------------------------------------------------
+
+    def preflight(self) -> bool:
+        """Say what will be done, and check all that can be checked; false when the run must not begin."""
+        start, machine = self.start, describe_machine()
+        gpus = machine.get("gpus") or []
+        nproc = self.request.nproc if self.request.nproc is not None else len(gpus)
+        price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
+        depth = max(depths(start.source, self.request.phase_args), default=None)
+        proven, resumed_from = self._restore()
+        self.wishes = Wishes(
+            nproc=nproc,
+            save_every=save_every(self.settings, self.state, depth, gpus[:nproc]),
+            resume_step=resumed_from["step"] if resumed_from else None,
+            phase_args=self.request.phase_args,
+            skip=self.request.skip,
+        )
+        self.deciding = Deciding(start.source, self.wishes, Resume(start.history, proven))
+        self.gauge = Gauge(time.time(), price, self.deciding.can_resume(start.plan))
+        if not any(event["type"] == "run.begin" for event in start.history):
+            self.emit("run.begin", **run_event(start))
+        self.emit("attempt.begin", **attempt_event(start, machine, nproc, price, resumed_from))
+        self.emit(
+            "plan",
+            phases=[
+                {
+                    "phase": step.name,
+                    "line": step.line,
+                    "command": step.command,
+                    "section": step.section,
+                    "background": step.background,
+                    "counted": step.counted,
+                    "outputs": step.outputs,
+                }
+                for step in start.plan.steps
+            ],
+            drift=start.plan.drift,
+            adapted=[
+                {"phase": change.phase, "what": change.what, "added": change.added, "removed": change.removed}
+                for change in self.deciding.foreseen(start.plan)
+            ],
+        )
+        return True
+
+    def _restore(self) -> tuple[set[str], dict[str, Any] | None]:
+        """What earlier attempts proved, back on this disk; (names of proven groups, where base training goes on)."""
+        return set(), None
+
+    # -- the script ----------------------------------------------------------------------------------------------
+
+    def run_script(self) -> None:
+        """Run the script to its end, or until something ends it; `code` and `reason` say how it ended."""
+        start = self.start
+        source = start.source
+        runner = Runner(
+            script=source.root / source.script,
+            cwd=source.root,
+            env=build_environment(self.settings, self.run.home, os.environ),
+            plan=start.plan,
+            logs=self.logs,
+            attempt=start.attempt,
+            base_dir=self.run.base,
+            emit=self.emit,
+            decide=self.deciding,
+            grace_seconds=self.settings.homerun_grace_seconds,
+        )
+        self.supervisor.watch_over(
+            runner,
+            Watch(self.run.base, max(1, self.wishes.nproc or 1), read_saver(source.root)),
+            self.gauge,
+            Limits(self.settings, self.state, self.warn).check,
+        )
+        outcome = runner.run(lambda: self._tick(runner))
+        self._end(outcome)
+        if script_sha256(source) != source.sha256:
+            self._fail(Exit.PHASE, f"{source.script} was changed while it ran: it is not upstream's any more")
+
+    def _tick(self, runner: Runner) -> None:
+        self._listen()
+        if self.signals.code is not None:
+            word = "TERM" if self.signals.code == Exit.TERM else "Ctrl-C"
+            runner.stop("signal", f"ended by {word}")
+        self.supervisor.tick()
+
+    def _listen(self) -> None:
+        while self.signals.words:
+            self.console.say(self.signals.words.pop(0))
+
+    def _end(self, outcome: Outcome) -> None:
+        self.supervisor.close_logs()
+        self.supervisor.hand_over(force=True)
+        if not outcome.ok:
+            self.emit("stop", why=outcome.why, text=outcome.text)
+            code = (
+                self.signals.code
+                if outcome.why == "signal" and self.signals.code
+                else CODES.get(outcome.why, Exit.PHASE)
+            )
+            self._fail(code, outcome.text)
+
+    def _fail(self, code: Exit, reason: str) -> None:
+        if self.code == Exit.GOOD:
+            self.code, self.reason = code, reason
+
+    # -- after ---------------------------------------------------------------------------------------------------
+
+    def land(self) -> None:
+        """Everything handed over and proven; report and metadata; `_SUCCESS` for a good run; the last line."""
+        if not self._drain():
+            self._fail(Exit.UNPROVEN, self._missing())
+        self._close_attempt()
+        self._hand_over_papers()
+        if self.code == Exit.GOOD:
+            self.outbox.offer("finish", "_SUCCESS")
+        if not self._drain() and self.code == Exit.GOOD:
+            self._fail(Exit.UNPROVEN, self._missing())
+            self._close_attempt()
+            write_metadata(self.run.metadata, self.state)
+        self.console.end(self.state)
+
+    def _drain(self) -> bool:
+        """Wait for the uploader's answers to all that was offered; whether all of it is proven."""
+        patience = FLUSH_SECONDS if self.signals.code == Exit.TERM else self.settings.homerun_upload_minutes * 60
+        until = time.monotonic() + patience
+        ends_at_once = self.signals.code
+        while True:
+            self.supervisor.receive()
+            if not self.outbox.pending():
+                return not self.supervisor.refused
+            if word := self.uploads.check():
+                self.warn(word)
+            self._listen()
+            if self.uploads.lost or time.monotonic() > until or self.signals.code != ends_at_once:
+                return False
+            time.sleep(0.05)
+
+    def _close_attempt(self) -> None:
+        self.emit("attempt.end", code=int(self.code), reason=self.reason, safe=self._safe(), next=self._next())
+        if self.code == Exit.GOOD:
+            self.emit("run.end", code=0, verdict="good")
+
+    def _hand_over_papers(self) -> None:
+        """Report and metadata, as of now."""
+        write_report(self.run.report, self.state)
+        files = [path for path in sorted(self.run.report.rglob("*")) if path.is_file()]
+        names = [str(path.relative_to(self.run.dir)) for path in files]
+        self.outbox.offer("report", "report", [describe(self.run.dir, name, name) for name in names])
+        write_metadata(self.run.metadata, self.state)
+        self.outbox.offer("metadata", "metadata", [describe(self.run.dir, "metadata.json", "metadata.json")])
+
+    def _missing(self) -> str:
+        waiting = [request.group for request in self.outbox.pending() if request.kind in ("artifact", "log", "report")]
+        names = [*self.supervisor.refused, *waiting]
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        error = self.outbox.status().get("error")
+        return f"not in the bucket: {shown or 'the end of the run'}" + (f" ({error})" if error else "")
+
+    def _safe(self) -> str:
+        """One sentence: what is secured where."""
+        secured = self.state.secured
+        size = sum(group.bytes for group in secured)
+        steps = [group for group in secured if group.kind == "checkpoint" and group.step is not None]
+        newest = f", newest checkpoint {steps[-1].group}" if steps else ""
+        return f"{len(secured)} groups, {size / 1e6:,.1f} MB in {self.store.url}{newest}"
+
+    def _next(self) -> str:
+        """The one command to go on with."""
+        match self.code:
+            case Exit.GOOD:
+                return f"homerun pull {self.run.id} DIR"
+            case Exit.UNPROVEN:
+                return f"homerun push {self.run.id}"
+            case _:
+                return f"homerun train --resume {self.run.id}"

@@ -68,7 +68,9 @@ def parse_phase_args(pairs: Iterable[str]) -> dict[str, str]:
     for pair in pairs:
         phase, equals, arguments = pair.partition("=")
         if not equals or not phase.strip() or phase.startswith("-"):
-            raise RequestError(f"--phase-args {pair!r} is not PHASE=ARGUMENTS", "As in --phase-args base_train='--depth=26'")
+            raise RequestError(
+                f"--phase-args {pair!r} is not PHASE=ARGUMENTS", "As in --phase-args base_train='--depth=26'"
+            )
         try:
             shlex.split(arguments)
         except ValueError as error:

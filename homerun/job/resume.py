@@ -1,15 +1,19 @@
 """Which phases need not run again: those whose own artifacts are here and proven. Pure.
 
 A phase is known by the script's sha256 (checked before), its line, its index on that line and its occurrence; inside a
-loop or a condition by its arguments too, as the order of its executions may differ. A line in a log proves nothing: a phase is done when the journal says that it ended well AND what it left is
-whole on this disk (checkpoints, tokenizer), or, for a phase that leaves only figures, when its log is in the bucket.
+loop or a condition by its arguments too, as the order of its executions may differ. A line in a log proves nothing: a
+phase is done when the journal says that it ended well AND what it left is whole on this disk (checkpoints, tokenizer),
+or, for a phase that leaves only figures, when its log is in the bucket.
 """
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from homerun.journal import Event
-from homerun.upstream.runner import Phase
+
+if TYPE_CHECKING:
+    from homerun.upstream.runner import Phase
 
 Identity = tuple[int, int, int]  # line, index, occurrence
 
@@ -75,7 +79,7 @@ class Resume:
         self.past, self.proven = history(events), frozenset(proven)
         self._anew = False  # something that later phases build on was made again
 
-    def reason_to_skip(self, phase: Phase) -> str | None:
+    def reason_to_skip(self, phase: "Phase") -> str | None:
         module = (phase.step.module or "").rpartition(".")[2] if phase.step else ""
         if not module or module in ALWAYS_AGAIN:
             return None

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from homerun.bucket.outbox import Outbox
+from homerun.bucket.outbox import Outbox, describe
+from homerun.bucket.store import FileChanged
 from homerun.job.gauge import Gauge
 from homerun.job.run import Run
 from homerun.job.uploads import Uploads
@@ -19,7 +20,7 @@ from homerun.redact import Redactor
 from homerun.settings import Settings
 from homerun.upstream.artifacts import Group, Watch
 from homerun.upstream.metrics import LogReader
-from homerun.upstream.runner import Phase, Runner
+from homerun.upstream.runner import Runner
 from homerun.upstream.tail import Tail
 
 SCAN_SECONDS = 2.0  # artifacts: a checkpoint is whole after two equal scans
@@ -36,27 +37,28 @@ class Supervisor:
         *,
         run: Run,
         settings: Settings,
-        runner: Runner,
-        watch: Watch,
         outbox: Outbox,
         uploads: Uploads,
-        gauge: Gauge,
         emit: Emit,
         text: Callable[[str, bytes], None],
         redactor: Redactor,
         attempt: int,
-        limits: Callable[[], tuple[str, str] | None],
     ):
-        """text(phase, new output) goes to the console; limits() → (why, sentence) when money or time end the run."""
-        self.run, self.settings, self.runner, self.watch = run, settings, runner, watch
-        self.outbox, self.uploads, self.gauge, self.emit = outbox, uploads, gauge, emit
-        self.text, self.redactor, self.attempt, self.limits = text, redactor, attempt, limits
+        """text(phase, new output) goes to the console."""
+        self.run, self.settings, self.outbox, self.uploads = run, settings, outbox, uploads
+        self.emit, self.text, self.redactor = emit, text, redactor
         self.logs = run.logs(attempt)
-        self.groups: dict[int, tuple[Group, str]] = {}  # offered and not yet answered: number → group, phase
+        self.groups: dict[int, Group] = {}  # offered and not yet answered, by number
         self.refused: dict[str, str] = {}  # group → why it is not in the bucket
         self._tails: dict[str, Tail] = {}
         self._closed: set[str] = set()
         self._due: dict[str, float] = {}
+
+    def watch_over(
+        self, runner: Runner, watch: Watch, gauge: Gauge, limits: Callable[[], tuple[str, str] | None]
+    ) -> None:
+        """limits() → (why, sentence) when money or time end the run."""
+        self.runner, self.watch, self.gauge, self.limits = runner, watch, gauge, limits
 
     # -- the tick ------------------------------------------------------------------------------------------------
 
@@ -70,7 +72,7 @@ class Supervisor:
             if self._is_due("machine", MACHINE_SECONDS):
                 self.emit("machine", **sample(self.run.dir))
             if self._is_due("gauge", GAUGE_SECONDS):
-                self.emit("gauge", **self.gauge.read(time.time(), self.uploads.status()))
+                self.emit("gauge", **self.gauge.read(time.time(), self.outbox.status().get("pending_bytes")))
             if self._is_due("watchdog", WATCHDOG_SECONDS):
                 self._watchdog()
             if word := self.uploads.check():
@@ -110,7 +112,8 @@ class Supervisor:
         if name not in self._tails:
             shown = self.logs / raw.name
             self._tails[name] = Tail(raw, shown, self.redactor, LogReader(), lambda data: self.text(name, data))
-            self.outbox.offer("open-log", f"logs/{self.logs.name}/{raw.name}", [shown], phase=name)
+            shown.touch()
+            self._offer_log("open-log", name, raw)
         while True:
             tail = self._tails[name]
             before = tail.offset
@@ -122,7 +125,11 @@ class Supervisor:
         self._closed.add(name)
         if name in self._tails:
             self._record(name, self._tails[name].finish())
-            self.outbox.offer("log", f"logs/{self.logs.name}/{raw.name}", [self.logs / raw.name], phase=name)
+            self._offer_log("log", name, raw)
+
+    def _offer_log(self, kind: str, name: str, raw: Path) -> None:
+        key = f"logs/{self.logs.name}/{raw.name}"
+        self.outbox.offer(kind, key, [describe(self.run.dir, key, key)], phase=name)
 
     def _record(self, name: str, events: list[tuple[str, dict]]) -> None:
         phase = name if name != "script" else self._speaker()
@@ -131,7 +138,7 @@ class Supervisor:
                 self.emit(type, phase=phase, **data)
 
     def _speaker(self) -> str:
-        """Whose words appear in the script's own output: the running phase that writes there (`… | tee log`), if any."""
+        """Whose words appear in the script's own output: the running phase's, where it is piped there (`… | tee`)."""
         running = [phase for phase in self.runner.phases if phase.status is None and not phase.background]
         return running[0].name if running else "script"
 
@@ -153,30 +160,18 @@ class Supervisor:
 
     def _offer(self, group: Group) -> None:
         phase = self._maker(group)
-        number = self.outbox.offer(
-            "artifact",
-            group.name,
-            [self.run.base / file.path for file in group.files],
-            phase=phase,
-            keep=group.keep,
-            step=group.step,
-            score=group.score,
-            root=self.run.base,
-        )
-        self.groups[number] = (group, phase)
-        size = sum(file.bytes for file in group.files)
-        self.emit(
-            "group",
-            group=group.name,
-            kind=group.kind,
-            keep=group.keep,
-            phase=phase,
-            bytes=size,
-            files=len(group.files),
-            step=group.step,
-            score=group.score,
-        )
+        base = self.run.base.relative_to(self.run.dir)
+        try:
+            files = [describe(self.run.dir, str(base / file.path), file.path) for file in group.files]
+        except FileChanged:
+            self.watch.forget(group.name)
+            return
+        about = {"phase": phase, "keep": group.keep, "step": group.step, "score": group.score}
+        number = self.outbox.offer("artifact", group.name, files, **about)
+        self.groups[number] = group
         self.gauge.offered(group, phase)
+        size = sum(file.bytes for file in files)
+        self.emit("group", group=group.name, kind=group.kind, bytes=size, files=len(files), **about)
 
     def _maker(self, group: Group) -> str:
         """The phase that made a group: the newest one that had begun when its last file was written."""
@@ -186,19 +181,18 @@ class Supervisor:
 
     def receive(self) -> None:
         """The uploader's receipts → `secured` events."""
-        for receipt in self.outbox.receipts():
-            group, _ = self.groups.pop(receipt.seq, (None, ""))
-            if group is None:
-                continue
+        for request, receipt in self.outbox.receipts():
+            group = self.groups.pop(request.seq, None)
             if receipt.ok:
-                self.refused.pop(group.name, None)
-                self.gauge.secured(group)
-                self.emit("secured", group=group.name, bytes=receipt.bytes, seconds=receipt.seconds, at=receipt.at)
-            elif receipt.why in ("changed", "gone"):
+                self.refused.pop(request.group, None)
+                if group:
+                    self.gauge.secured(group)
+                    self.emit("secured", group=group.name, bytes=receipt.bytes, seconds=receipt.seconds, at=receipt.at)
+            elif group and receipt.why in ("changed", "gone"):
                 self.watch.forget(group.name)  # offered again when it is whole again
             else:
-                self.refused[group.name] = receipt.text
-                self.emit("warning", text=f"{group.name} is not in the bucket: {receipt.text}", hint="")
+                self.refused[request.group] = receipt.text or receipt.why or ""
+                self.emit("warning", text=f"{request.group} is not in the bucket: {receipt.text}")
 
     # -- the watchdog --------------------------------------------------------------------------------------------
 
@@ -207,7 +201,3 @@ class Supervisor:
         if idle > self.settings.homerun_watchdog_minutes * 60:
             names = ", ".join(phase.name for phase in self.runner.phases if phase.status is None) or "the script"
             self.runner.stop("watchdog", f"{names} printed nothing and used no CPU or GPU for {idle / 60:.0f} minutes")
-
-
-def running(phases: list[Phase]) -> list[str]:
-    return [phase.name for phase in phases if phase.status is None]

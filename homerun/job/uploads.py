@@ -1,13 +1,11 @@
 """The uploader's process, seen from the job: started, watched, restarted, and told to end."""
 
-import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from homerun.errors import Exit
 
@@ -19,7 +17,8 @@ class Uploads:
     """`homerun.bucket.uploader` as a child. It ends by itself when this process does: its stdin is our lifeline."""
 
     def __init__(self, run_dir: Path, attempt: int, owner: str, environ: Mapping[str, str]):
-        self.run_dir, self.attempt, self.owner, self.environ = run_dir, attempt, owner, dict(environ)
+        self.run_dir, self.environ = run_dir, dict(environ)
+        self._options = ("--attempt", str(attempt), "--owner", owner)
         self.process: subprocess.Popen[bytes] | None = None
         self.restarts, self.lost = 0, False
         self._wait, self._again = FIRST_WAIT, 0.0
@@ -29,8 +28,7 @@ class Uploads:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with open(os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "homerun.bucket.uploader", str(self.run_dir)]
-                + ["--attempt", str(self.attempt), "--owner", self.owner],
+                [sys.executable, "-m", "homerun.bucket.uploader", str(self.run_dir), *self._options],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -59,13 +57,6 @@ class Uploads:
         except OSError:
             lines = []
         return lines[-1][:300] if lines else "it said nothing"
-
-    def status(self) -> dict[str, Any]:
-        """What the uploader says of itself: pending bytes, last error, throughput. Empty before its first word."""
-        try:
-            return json.loads((self.run_dir / "outbox" / "uploader.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
 
     def close(self, wait: float = 5.0) -> None:
         """End it: close the lifeline, and after `wait` seconds end it for good."""

@@ -1,0 +1,60 @@
+"""A request: arguments over settings, refused by name when they are wrong."""
+
+import json
+
+import pytest
+
+from homerun.errors import RequestError
+from homerun.job.request import Request, parse_phase_args
+from homerun.job.run import fingerprint, new_id
+from homerun.settings import Settings
+
+
+def _request(environ=None, **arguments):
+    return Request.from_arguments(Settings.load(environ or {}), environ=environ or {}, **arguments)
+
+
+def test_phase_arguments_add_up_and_the_command_line_wins_over_the_environment():
+    request = _request(
+        {"HOMERUN_PHASE_ARGS": json.dumps({"base_train": "--depth=4", "chat_eval": "-x 4"})},
+        phase_args=["base_train=--depth=26 --device-batch-size=16", "base_train=--run='a b'"],
+    )
+    assert request.phase_args == {
+        "base_train": "--depth=26 --device-batch-size=16 --run='a b'",
+        "chat_eval": "-x 4",
+    }
+
+
+@pytest.mark.parametrize("pair", ["base_train", "=--depth=3", "--depth=3", "base_train='--depth=3"])
+def test_phase_arguments_that_cannot_be_meant_are_refused(pair):
+    with pytest.raises(RequestError):
+        parse_phase_args([pair])
+
+
+@pytest.mark.parametrize("value", ["{", "[]", '{"base_train": 3}'])
+def test_phase_arguments_in_the_environment_must_be_an_object_of_strings(value):
+    with pytest.raises(RequestError, match="HOMERUN_PHASE_ARGS"):
+        _request({"HOMERUN_PHASE_ARGS": value})
+
+
+def test_a_script_that_is_not_there_is_refused():
+    with pytest.raises(RequestError, match=r"no/such\.sh"):
+        _request(script="no/such.sh")
+
+
+@pytest.mark.parametrize(("value", "nproc"), [("8", 8), ("0", 0), ("auto", None), (None, None)])
+def test_nproc_is_a_number_or_left_to_the_machine(value, nproc):
+    assert _request(nproc=value).nproc == nproc
+
+
+def test_an_id_names_the_depth_where_there_is_just_one():
+    assert new_id("speedrun", {20}).startswith("nanochat-d20-")
+    assert new_id("speedrun", {12, 14}).startswith("speedrun-2")
+    assert new_id("toy", {4}).startswith("toy-d4-")
+    assert new_id("my run!", set()).startswith("my-run-2")
+
+
+def test_the_same_request_has_the_same_fingerprint_and_another_has_not():
+    one = fingerprint(script="x", phase_args={"a": "1", "b": "2"})
+    assert one == fingerprint(phase_args={"b": "2", "a": "1"}, script="x")
+    assert one != fingerprint(script="y", phase_args={"a": "1", "b": "2"})
