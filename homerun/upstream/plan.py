@@ -26,10 +26,10 @@ _SAFE_SOURCES = re.compile(r"(?:\.venv/bin/activate|\.cargo/env)[\"']?$")
 class Step:
     """One phase as the script has it.
 
-    name: safe in a file name, unique in the plan. line: 1-based, of the first word: bash's LINENO. index: position among
-    the phases that start on that line, from 0. words: the argv as written, unexpanded. piped: in a pipeline or inside
-    $( ). tested: its status is a condition, so the script handles its failure itself. counted: False where it cannot be
-    told how often it runs (loop, function, branch).
+    name: safe in a file name, unique in the plan. line: 1-based, of the first word: bash's LINENO. index: position
+    among the phases that start on that line, from 0. words: the argv as written, unexpanded. piped: in a pipeline or
+    inside $( ). tested: its status is a condition, so the script handles its failure itself. counted: False where it
+    cannot be told how often it runs (loop, function, branch).
     """
 
     name: str
