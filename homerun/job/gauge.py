@@ -44,7 +44,7 @@ class Gauge:
 
     def secured(self, group: Group) -> None:
         phase, moment = self._waiting.pop(group.name, ("", 0.0))
-        if group.step is not None and phase in self.resumable and not self._half(group.name):
+        if group.step is not None and phase.partition(".")[0] in self.resumable and not self._half(group.name):
             self._secured_until = max(self._secured_until, moment)
             self._secured_step = group.step
         self._settle()

@@ -23,6 +23,8 @@ from homerun.upstream.metrics import LogReader
 from homerun.upstream.runner import Runner
 from homerun.upstream.tail import Tail
 
+# Upstream's own report lies in its tree where ours lies in the bucket.
+UPSTREAM_REPORT, REPORT = "upstream_report/", "report/"
 SCAN_SECONDS = 2.0  # artifacts: a checkpoint is whole after two equal scans
 MACHINE_SECONDS = 15.0
 GAUGE_SECONDS = 10.0
@@ -162,7 +164,7 @@ class Supervisor:
         phase = self._maker(group)
         base = self.run.base.relative_to(self.run.dir)
         try:
-            files = [describe(self.run.dir, str(base / file.path), file.path) for file in group.files]
+            files = [describe(self.run.dir, str(base / file.path), bucket_key(file.path)) for file in group.files]
         except FileChanged:
             self.watch.forget(group.name)
             return
@@ -201,3 +203,13 @@ class Supervisor:
         if idle > self.settings.homerun_watchdog_minutes * 60:
             names = ", ".join(phase.name for phase in self.runner.phases if phase.status is None) or "the script"
             self.runner.stop("watchdog", f"{names} printed nothing and used no CPU or GPU for {idle / 60:.0f} minutes")
+
+
+def bucket_key(path: str) -> str:
+    """Where a file of the script's tree lies in the run's folder of the bucket: at its own path, the report aside."""
+    return UPSTREAM_REPORT + path.removeprefix(REPORT) if path.startswith(REPORT) else path
+
+
+def tree_path(key: str) -> str:
+    """The inverse of `bucket_key`."""
+    return REPORT + key.removeprefix(UPSTREAM_REPORT) if key.startswith(UPSTREAM_REPORT) else key
