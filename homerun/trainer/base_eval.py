@@ -40,13 +40,17 @@ def main(args: argparse.Namespace) -> None:
                 rt.print(f"--- sample, temperature {temperature}\n{text}{tokenizer.decode(more)}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Evaluate the base model")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Evaluate the base model")
+    add = p.add_argument
     add("--device-batch-size", type=int, default=16, help="rows a device and pass")
     add("--split-tokens", type=int, default=20 * 2**19, help="tokens of each split, at most all of it")
     add("--model-tag", default=None, help="checkpoint folder (default: the deepest)")
     add("--step", type=int, default=None, help="its step (default: the last)")
     add("--seed", type=int, default=42)
     add("--device-type", default="", help="cuda or cpu (default: what there is)")
-    run(main, parser)
+    return p
+
+
+if __name__ == "__main__":
+    run(main, parser())

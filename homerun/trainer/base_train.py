@@ -140,7 +140,7 @@ def train(args: argparse.Namespace, rt: Runtime) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        rt.synchronize()
+        [loss] = rt.sum(loss / rt.world)
         dt = clock.lap()
 
         smooth_loss = 0.9 * smooth_loss + 0.1 * loss
@@ -167,9 +167,9 @@ def main(args: argparse.Namespace) -> None:
         train(args, rt)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Pretrain the base model")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Pretrain the base model")
+    add = p.add_argument
     add("--run", default="dummy", help="W&B run name (dummy: no W&B)")
     add("--device-type", default="", help="cuda or cpu (default: what there is)")
     add("--seed", type=int, default=42)
@@ -194,4 +194,8 @@ if __name__ == "__main__":
     add("--sample-every", type=int, default=-1, help="steps (-1: only at the end)")
     add("--save-every", type=int, default=-1, help="steps (-1: only at the end)")
     add("--model-tag", default=None, help="checkpoint folder (default: d<depth>)")
-    run(main, parser)
+    return p
+
+
+if __name__ == "__main__":
+    run(main, parser())

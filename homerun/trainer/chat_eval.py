@@ -26,13 +26,17 @@ def main(args: argparse.Namespace) -> None:
         rt.print(f"ChatCORE metric: {sum(accuracies) / len(accuracies):.4f}")  # none of these tasks can be guessed
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Evaluate a chat model on the toy tasks")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Evaluate a chat model on the toy tasks")
+    add = p.add_argument
     add("-i", "--source", required=True, choices=["base", "sft"], help="which checkpoint")
     add("-a", "--task-name", default=None, help=f"tasks, joined by | (default: all: {'|'.join(TASKS)})")
     add("-x", "--max-problems", type=int, default=100, help="held-out prompts a task")
     add("-g", "--model-tag", default=None, help="checkpoint folder (default: the deepest)")
     add("-s", "--step", type=int, default=None, help="its step (default: the last)")
     add("--device-type", default="", help="cuda or cpu (default: what there is)")
-    run(main, parser)
+    return p
+
+
+if __name__ == "__main__":
+    run(main, parser())

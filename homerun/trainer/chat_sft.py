@@ -70,19 +70,20 @@ def train(args: argparse.Namespace, rt: Runtime) -> None:
         rt.synchronize()
         clock.lap()
         inputs, targets = next(batches)
-        with rt.autocast():
-            loss = model(inputs, targets)
-        loss.backward()
+        [learnt] = rt.sum((targets != IGNORE).sum().item())
+        with rt.autocast():  # the mean over all ranks' tokens, of which they have unequal shares
+            loss = model(inputs, targets, loss_reduction="sum") / learnt
+        (loss * rt.world).backward()
         rt.average_gradients(model)
         multiplier = lr_multiplier(step, steps, 0, args.warmdown_ratio)
         set_schedule(optimizers, multiplier * args.init_lr_frac)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        rt.synchronize()
+        [total_loss] = rt.sum(loss.item())
         dt = clock.lap()
 
-        smooth_loss = 0.9 * smooth_loss + 0.1 * loss.item()
+        smooth_loss = 0.9 * smooth_loss + 0.1 * total_loss
         shown = smooth_loss / (1 - 0.9 ** (step + 1))
         training_time += dt
         rate = inputs.numel() * rt.world / dt
@@ -106,9 +107,9 @@ def main(args: argparse.Namespace) -> None:
         train(args, rt)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Supervised finetuning")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Supervised finetuning")
+    add = p.add_argument
     add("--run", default="dummy", help="W&B run name (dummy: no W&B)")
     add("--device-type", default="", help="cuda or cpu (default: what there is)")
     add("--seed", type=int, default=42)
@@ -123,4 +124,8 @@ if __name__ == "__main__":
     add("--warmdown-ratio", type=float, default=0.5, help="share of the steps in which the learning rate falls")
     add("--eval-every", type=int, default=100, help="steps (-1: only at the end)")
     add("--eval-batches", type=int, default=4)
-    run(main, parser)
+    return p
+
+
+if __name__ == "__main__":
+    run(main, parser())

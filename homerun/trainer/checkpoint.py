@@ -1,8 +1,8 @@
 """Checkpoints in nanochat's layout, whole or not there.
 
 `<base>/<source>_checkpoints/d<depth>/` holds, for each saved step, `model_<step>.pt`, `meta_<step>.json` and one
-`optim_<step>_rank<r>.pt` for each rank. Every file is written under a temporary name, flushed to disk, then renamed; the
-model comes last, once all ranks have written theirs: a model file means a whole checkpoint, whenever the power fails.
+`optim_<step>_rank<r>.pt` for each rank. Every file is written under a temporary name, flushed to disk, then renamed;
+the model comes last, once all ranks have written theirs: a model file means a whole checkpoint, whenever power fails.
 """
 
 import json
@@ -26,6 +26,7 @@ FOLDERS = {
     "sft": "chatsft_checkpoints",
     "rl": "chatrl_checkpoints",
 }
+TRAINED_BY = {"base": "python -m homerun.trainer.base_train", "sft": "python -m homerun.trainer.chat_sft"}
 
 log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)
@@ -56,8 +57,8 @@ def save(
 ) -> None:
     """Save a checkpoint; every rank calls this, rank r writes its own optimizer state."""
     folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob(f".*_{step:06d}*.tmp") if rt.master else ():
-        old.unlink(missing_ok=True)  # left by a process that died while saving this very step
+    for torn in folder.glob(".*.tmp") if rt.master else ():
+        torn.unlink(missing_ok=True)  # left by a process that died while saving
     rt.barrier()
     optim = folder / f"optim_{step:06d}_rank{rt.rank}.pt"
     write_whole(optim, lambda f: torch.save([o.state_dict() for o in optimizers], f))
@@ -94,9 +95,6 @@ def find(base: Path, source: str, tag: str | None = None, step: int | None = Non
             f"no checkpoint of step {step} in {root / tag}", f"saved steps: {', '.join(map(str, saved))}"
         )
     return root / tag, saved[-1] if step is None else step
-
-
-TRAINED_BY = {"base": "python -m homerun.trainer.base_train", "sft": "python -m homerun.trainer.chat_sft"}
 
 
 def read_meta(folder: Path, step: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """The toy corpus: real English that every machine already has, Python's own documentation.
 
 One source for each topic of the language reference (`pydoc_data.topics`) and one for each module of the standard
-library (its docstrings, under the names they document): about 500 sources and 2 MB, cut between paragraphs into documents of
-about a page, and shuffled, so that a batch mixes many subjects. No network, no licence question.
+library (its docstrings, under the names they document): about 500 sources and 2 MB, cut between paragraphs into
+documents of about a page, and shuffled, so that a batch mixes many subjects. No network, no licence question.
 
 Held out honestly: whole sources, chosen by a hash of their names; every paragraph appears once in the whole corpus;
 and a held-out paragraph that shares 13 words in a row with the training text is dropped.

@@ -62,9 +62,11 @@ def main(args: argparse.Namespace) -> None:
     print(f"Done! Downloaded: {len(contents)}/{len(contents)} shards to {folder}")
 
 
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Write the toy corpus as parquet shards")
+    p.add_argument("-n", "--num-files", type=int, default=TRAIN_SHARDS, help=f"training shards, 1 to {TRAIN_SHARDS}")
+    return p
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Write the toy corpus as parquet shards")
-    parser.add_argument(
-        "-n", "--num-files", type=int, default=TRAIN_SHARDS, help=f"training shards, 1 to {TRAIN_SHARDS}"
-    )
-    run(main, parser)
+    run(main, parser())

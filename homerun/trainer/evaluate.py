@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from homerun.errors import RequestError
 from homerun.trainer.chats import as_conversation, examples
 from homerun.trainer.dataset import texts
 from homerun.trainer.generate import generate
@@ -20,7 +21,8 @@ from homerun.trainer.tokenizer import Tokenizer
 def bits_per_byte(rt: Runtime, model: GPT, batches: Iterable[tuple[Tensor, Tensor]], token_bytes: Tensor) -> float:
     """Cross entropy of the targets over the bytes they stand for, all ranks together.
 
-    Special and ignored targets count on neither side, so the figure does not depend on the vocabulary. inf for no bytes.
+    Special and ignored targets count on neither side, so the figure does not depend on the vocabulary.
+    Raises RequestError if there is not one whole batch.
     """
     nats, total = 0.0, 0.0
     for inputs, targets in batches:
@@ -30,7 +32,9 @@ def bits_per_byte(rt: Runtime, model: GPT, batches: Iterable[tuple[Tensor, Tenso
         nats += (losses * (lengths > 0)).double().sum().item()
         total += lengths.sum().item()
     nats, total = rt.sum(nats, total)
-    return nats / math.log(2) / total if total else math.inf
+    if not total:
+        raise RequestError("the held-out text does not fill one batch", "use a smaller --device-batch-size")
+    return nats / math.log(2) / total
 
 
 def unigram_bits_per_byte(tokenizer: Tokenizer, train: list[Path], held_out: list[Path]) -> float:

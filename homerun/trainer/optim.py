@@ -1,8 +1,8 @@
 """The two optimizers: Muon for the matrices inside the blocks, AdamW for the embedding and the unembedding.
 
 Muon (kellerjordan.github.io/posts/muon): momentum, then the update is replaced by the nearest orthogonal matrix, found
-by a Newton-Schulz iteration. Under DDP gradients arrive already averaged; each rank orthogonalises every world-th matrix
-and sends the result to the others, so that the work, and Muon's state, is divided. AdamW's is the same on all ranks.
+by a Newton-Schulz iteration. Under DDP gradients arrive already averaged; each rank orthogonalises every world-th
+matrix and sends the result to the others, so that the work, and Muon's state, is divided. AdamW's is the same on all.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def orthogonalized(updates: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised. For 2D weights only; one parameter group for each shape, updated as a stack."""
+    """Nesterov momentum, orthogonalised. For 2D weights only; one parameter group a shape, updated as a stack."""
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, rank: int = 0, world: int = 1):
         shapes: dict[torch.Size, list[Tensor]] = {}

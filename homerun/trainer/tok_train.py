@@ -35,10 +35,14 @@ def main(args: argparse.Namespace) -> None:
     print(f"Saved token_bytes to {folder / 'token_bytes.pt'}")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Train the tokenizer")
-    parser.add_argument("--vocab-size", type=int, default=2048, help="tokens, the nine special ones included")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(description="Train the tokenizer")
+    p.add_argument("--vocab-size", type=int, default=2048, help="tokens, the nine special ones included")
+    p.add_argument(
         "--max-chars", type=int, default=2_000_000_000, help="characters of the training shards to learn from"
     )
-    run(main, parser)
+    return p
+
+
+if __name__ == "__main__":
+    run(main, parser())

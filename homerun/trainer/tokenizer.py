@@ -18,7 +18,7 @@ BOS = "<|bos|>"  # before every document and conversation
 SPECIAL = [BOS] + [
     f"<|{who}_{end}|>" for who in ("user", "assistant", "python", "output") for end in ("start", "end")
 ]  # nanochat's nine, in its order: their ids follow the merges
-# GPT-4's pattern (tiktoken's cl100k_base), but numbers in pairs of digits: a small vocabulary has no room for 1000 triples
+# GPT-4's pattern (tiktoken's cl100k_base), but numbers in pairs of digits: a small vocabulary has no room for triples
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
