@@ -5,11 +5,11 @@ from typing import Any
 
 from tests.fakes.http import FakeService, Reply, Request
 
-KNOWN = frozenset(
-    "name imageName gpuTypeIds gpuCount gpuTypePriority cloudType interruptible containerDiskInGb volumeInGb env ports "
-    "volumeMountPath networkVolumeId dockerEntrypoint dockerStartCmd containerRegistryAuthId templateId dataCenterIds "
-    "allowedCudaVersions minRAMPerGPU minVCPUPerGPU minDownloadMbps supportPublicIp locked".split()  # noqa: SIM905
-)
+KNOWN = """
+    name imageName gpuTypeIds gpuCount gpuTypePriority cloudType interruptible containerDiskInGb volumeInGb env ports
+    volumeMountPath networkVolumeId dockerEntrypoint dockerStartCmd containerRegistryAuthId templateId dataCenterIds
+    allowedCudaVersions minRAMPerGPU minVCPUPerGPU minDownloadMbps supportPublicIp locked
+"""
 
 
 class FakeRunPod(FakeService):
@@ -41,7 +41,7 @@ class FakeRunPod(FakeService):
         if parts == ["pods"] and request.method == "POST":
             body = request.json()
             self.bodies.append(body)
-            if unknown := set(body) - KNOWN:
+            if unknown := set(body) - set(KNOWN.split()):
                 return Reply(400, {"error": f"unknown field {sorted(unknown)[0]}"})
             return Reply(201, self.pods[self.add_pod(**body, lastStartedAt="2026-11-21T02:31:00Z")])
         if parts[0] != "pods" or parts[1] not in self.pods:

@@ -1,0 +1,142 @@
+"""`homerun deploy`: rent a box, start the job on it, follow it until the model is in the bucket."""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import typer
+
+from homerun.bucket import restore
+from homerun.bucket.store import Missing, Store, open_store
+from homerun.clouds.cloud import open_cloud
+from homerun.clouds.follow import Verdict, follow
+from homerun.clouds.launch import Launch, Wish, check_price, prepare, start
+from homerun.clouds.order import read_template
+from homerun.errors import Exit, HomerunError, RequestError
+from homerun.job.run import new_id
+from homerun.redact import Redactor
+from homerun.settings import Settings
+
+QUIET_S = 180.0  # a run that failed and has had no runner for so long is not started again by its box
+
+
+def command(
+    file: Path = typer.Argument(
+        Path("caas_deployment.json"), help="What to ask for; ${NAMES} come from the environment."
+    ),
+    on: str = typer.Option("caas", "--on", help="caas or runpod."),
+    image: str = typer.Option(None, envvar="IMAGE", help="The job image, as pushed by build_and_push.sh."),
+    gpu: str = typer.Option("H100", help="Part of the GPU's name."),
+    gpus: int = typer.Option(8, min=1, help="GPUs of the box."),
+    hours: float = typer.Option(4.0, min=0.1, help="How long you think it takes; a d20 on 8 H100s takes about 4."),
+    reserve_hours: float = typer.Option(1.0, min=0.0, help="Booked on top, for boot, landing and surprises."),
+    max_cost: float = typer.Option(
+        None, metavar="USD", help="Refuse a higher price; unset: HOMERUN_BUDGET_USD, or ask."
+    ),
+    run_id: str = typer.Option(None, envvar="HOMERUN_RUN_ID", help="Go on with this run; unset: a new one."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Check and price everything, show it, send nothing."),
+    detach: bool = typer.Option(False, "--detach", help="Do not follow."),
+) -> None:
+    """Deploy the job, and follow it until the bucket says how it ended.
+
+    Examples:
+
+        homerun deploy --dry-run
+
+        homerun deploy --max-cost 150
+
+        homerun deploy --on runpod --gpu H200 --gpus 4 --hours 7 --max-cost 200
+    """
+    settings = Settings.load(homerun_run_id=run_id)
+    if not image:
+        raise RequestError("there is no image", "Give --image USER/nanochat-training:TAG (build_and_push.sh prints it)")
+    if not settings.has_bucket:
+        raise RequestError("no R2 variables are set, and a box's disk is lost with it", "docs/r2.md makes a bucket")
+    template, cloud = read_template(file), open_cloud(on, settings)
+    cap = max_cost if max_cost is not None else settings.homerun_budget_usd
+    id = settings.homerun_run_id or new_id(Path(settings.homerun_script or "speedrun").stem, set())
+    wish = Wish(id, image, gpu, gpus, hours, reserve_hours, cap)
+    launch = prepare(cloud, template, wish, settings, os.environ, datetime.now(UTC))
+    if dry_run:
+        print(json.dumps(launch.order.shown(), indent=2))
+        _say(f"{on}: ${launch.quote.usd:,.2f} for {launch.quote.hours} h; nothing was sent")
+        if cap is not None:
+            check_price(launch, cap, None)
+        return
+    terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    if launch.token and not terminal:
+        raise RequestError(
+            "there is no terminal to show a new serve token at", "Set HOMERUN_SERVE_TOKEN to one of yours"
+        )
+    check_price(launch, cap, (lambda text: typer.confirm(text, err=True)) if terminal else None)
+    store = open_store(settings)
+    deployment = start(cloud, launch)
+    _introduce(launch, deployment, on)
+    if detach:
+        print(deployment)
+        return
+    redactor = Redactor({**settings.secrets(), **launch.order.secrets})
+    try:
+        code, text = follow(
+            cloud, deployment, lambda: judge(store, id), _say, lambda line: print(redactor.text(line), flush=True)
+        )
+    except KeyboardInterrupt:
+        _say(f"no longer followed; the box goes on. `homerun status {id}`, or end it: `homerun destroy {deployment}`")
+        raise
+    _say(text)
+    if cloud.prepaid and code != Exit.GOOD:
+        _say(f"go on with the same run: homerun deploy --run-id {id}")
+    sys.exit(int(code))
+
+
+def _introduce(launch: Launch, deployment: str, on: str) -> None:
+    until = f"{launch.deadline:%Y-%m-%d %H:%M}Z"
+    _say(f"deployed {launch.order.name} as {deployment} for ${launch.quote.usd:,.2f}, until {until}")
+    if launch.token:
+        _say(f"serve token of its page and API, shown this once: {launch.token}")
+    _say(f"in another terminal: homerun watch {launch.order.name} · homerun deployments --on {on} --logs {deployment}")
+
+
+def judge(store: Store, run: str) -> Verdict | None:
+    """How the run ended according to the bucket, or None while it may go on."""
+    try:
+        info = restore.run_info(store, run)
+        if info.good:
+            wrong = list(unproven(store, run))
+            if wrong:
+                return (
+                    Exit.UNPROVEN,
+                    f"_SUCCESS is there, but {len(wrong)} objects are not as it says: {', '.join(wrong[:5])}",
+                )
+            return Exit.GOOD, f"{run} is home, proven in {store.url}. Take it: `homerun pull {run} DIR`"
+        code = info.metadata.get("code")
+        if code and time.time() - info.at > QUIET_S:
+            return Exit(code), f"{run} ended with {code}: {info.metadata.get('reason') or 'see its report'}"
+    except HomerunError as error:  # a hiccup of the bucket is no verdict
+        _say(error.what)
+    return None
+
+
+def unproven(store: Store, run: str) -> list[str]:
+    """The objects that are not as `_SUCCESS` and the manifest say, by size and ETag (`homerun verify` reads bytes)."""
+    try:
+        vouched = json.loads(store.get(f"{run}/_SUCCESS")[0])
+        manifest = store.get(f"{run}/manifest.json")[0]
+    except (Missing, ValueError):
+        return ["_SUCCESS"]
+    if hashlib.sha256(manifest).hexdigest() != vouched["manifest"]["sha256"]:
+        return ["manifest.json"]
+    wrong = []
+    for entry in restore.read_manifest(store, run).entries.values():
+        head = store.head(f"{run}/{entry.key}")
+        if head is None or (head.bytes, head.etag) != (entry.bytes, entry.etag):
+            wrong.append(entry.key)
+    return wrong
+
+
+def _say(text: str) -> None:
+    print(f"{datetime.now():%H:%M:%S} {text}", file=sys.stderr, flush=True)
