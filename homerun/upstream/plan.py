@@ -26,7 +26,7 @@ _SAFE_SOURCES = re.compile(r"(?:\.venv/bin/activate|\.cargo/env)[\"']?$")
 class Step:
     """One phase as the script has it.
 
-    name: safe in a file name, unique in the plan. line: 1-based, of the first word: bash's LINENO. index: position
+    name: safe in a file name, unique in the plan. line: 1-based, bash's LINENO, which is the first one. index: position
     among the phases that start on that line, from 0. words: the argv as written, unexpanded. piped: in a pipeline or
     inside $( ). tested: its status is a condition, so the script handles its failure itself. counted: False where it
     cannot be told how often it runs (loop, function, branch).
@@ -44,6 +44,7 @@ class Step:
     piped: bool
     tested: bool
     counted: bool
+    end: int  # the last line that bash may name instead, inside a `$( )` of several lines
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -68,11 +69,12 @@ class Plan:
         return tuple(dict.fromkeys(step.launcher for step in self.steps if "$" not in step.launcher))
 
     def find(self, line: int, launcher: str, argv: Sequence[str]) -> Step | None:
-        """The step that a traced command is: by line and launcher, then by module, then by the words they share."""
-        here = [step for step in self.steps if step.line == line]
+        """The step that a traced command is: by line, launcher, module, and the words they share."""
+        here = [step for step in self.steps if step.line <= line <= step.end]
         here = [step for step in here if step.launcher == launcher] or [step for step in here if "$" in step.launcher]
         module = module_of(argv)
         here = [step for step in here if step.module == module] or here
+        here = [step for step in here if step.line == line] or here
         return max(here, key=lambda step: sum(word in argv for word in step.words), default=None)
 
 
@@ -160,6 +162,7 @@ def _step(command: Command, words: tuple[str, ...], before: list[Step], script: 
         piped=command.piped,
         tested=command.tested,
         counted=command.counted,
+        end=command.end,
     )
 
 

@@ -18,11 +18,14 @@ _SUBSTITUTIONS = ("command_substitution", "process_substitution")
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command. line: 1-based, of its first word. words: the argv as written; [] where it only assigns."""
+    """One simple command. words: the argv as written; () where it only assigns. line: bash's LINENO as it runs.
+    end: the last line that LINENO may be instead (inside a `$( )` of several lines, bash versions count differently).
+    """
 
-    words: tuple[str, ...]
-    text: str
-    line: int
+    words: tuple[str, ...] = ()
+    text: str = ""
+    line: int = 0
+    end: int = 0
     function: str | None = None  # the function whose body it is in
     heredoc: bool = False  # reads a here-document or here-string
     background: bool = False
@@ -45,7 +48,7 @@ def read_script(source: bytes) -> Script:
     """Read a script. Raises RequestError, with the line, where bash would refuse it."""
     check_syntax(source)
     root = Parser(Language(tree_sitter_bash.language())).parse(source).root_node
-    commands = sorted(_sequence(root, Command((), "", 0)), key=lambda found: found[0])
+    commands = sorted(_sequence(root, Command()), key=lambda found: found[0])
     lines = source.decode("utf-8", "replace").split("\n")
     comments = {
         node.start_point[0] + 1: _text(node).lstrip("#").strip()
@@ -94,7 +97,7 @@ def _visit(node: Node, state: Command) -> Iterator[tuple[int, Command]]:
     match node.type:
         case "command":
             yield _command(node, state)
-            yield from _each(node.named_children, plain)
+            yield from _each(node.named_children, _enclosed(node, plain))
         case "pipeline":
             *others, last = node.named_children
             yield from _each(others, replace(plain, piped=True))
@@ -118,19 +121,21 @@ def _visit(node: Node, state: Command) -> Iterator[tuple[int, Command]]:
             yield from _each(node.named_children[1:], branch)
         case "function_definition":
             name, *statements = node.named_children
-            yield from _each(statements, Command((), "", 0, function=_text(name), counted=False))
+            yield from _each(statements, Command(function=_text(name), counted=False))
         case kind if kind in _SUBSTITUTIONS:
             yield from _sequence(node.children, replace(state, piped=True, background=False))
         case "variable_assignment":
-            yield from _each(node.named_children, state)
+            yield from _each(node.named_children, _enclosed(node, state))
         case "redirected_statement":
             body, *redirects = node.named_children
             heredoc = any(redirect.type.startswith("here") for redirect in redirects)
             # `cat <<END | grep x`: the grammar hangs what follows on the here-document
             yield from _visit(body, replace(state, heredoc=heredoc, piped=state.piped or _pipes(redirects)))
-            yield from _each(redirects, plain)
+            yield from _each(redirects, _enclosed(node, plain))
         case kind if kind in _SEQUENCES:
             yield from _sequence(node.children, state)
+        case "declaration_command" | "test_command":
+            yield from _each(node.named_children, _enclosed(node, plain))
         case _:
             yield from _each(node.named_children, plain)
 
@@ -153,12 +158,44 @@ def _sequence(nodes: Node | list[Node], state: Command) -> Iterator[tuple[int, C
 def _command(node: Node, state: Command) -> tuple[int, Command]:
     name = node.child_by_field_name("name")
     parts = [name, *node.children_by_field_name("argument")] if name else []
-    words = [_unquoted(_text(part)) if part is name else _text(part) for part in parts if part]
+    words = [_unquoted(_text(part)) if part is name else _text(part) for part in parts]
     prefixes = 2 if words[:2] == ["time", "-p"] else 1 if words[:1] == ["time"] else 0  # a keyword, not a command
-    first = parts[prefixes] if len(parts) > prefixes else name
-    line = (first or node).start_point[0] + 1
     heredoc = state.heredoc or any(child.type.startswith("herestring") for child in node.children)
-    return node.start_byte, replace(state, words=tuple(words[prefixes:]), text=_text(node), line=line, heredoc=heredoc)
+    state = _enclosed(node, state)
+    return node.start_byte, replace(state, words=tuple(words[prefixes:]), text=_text(node), heredoc=heredoc)
+
+
+def _enclosed(node: Node, state: Command) -> Command:
+    """`state` with the LINENO of a statement; inside a substitution the outer statement's own stays."""
+    if state.line:
+        return state
+    first = node.child_by_field_name("body") if node.type == "redirected_statement" else node
+    line = _lineno(first or node)
+    return replace(state, line=line, end=line + node.end_point[0] - node.start_point[0])
+
+
+def _lineno(node: Node) -> int:
+    """The line at which bash's parser stands when it begins a simple command: the end of the first token; if that is a
+    plain word, the end of the one after it (it might have been a `name ()`).
+    """
+    if not node.children or node.type not in ("command", "variable_assignment", "declaration_command", "test_command"):
+        return node.start_point[0] + 1
+    first = node.children[0]
+    if node.type == "variable_assignment" or first.type in ("variable_assignment", "file_redirect"):
+        return (node if node.type == "variable_assignment" else first).end_point[0] + 1
+    if _text(first) == "time" and len(node.children) > 1:
+        first = node.children[1]
+    source = _root(node).text or b""
+    gap = re.compile(rb"(?:[ \t]|\\\n)*").match(source, first.end_byte)
+    line = first.end_point[0] + 1 + (gap[0].count(b"\n") if gap else 0)
+    after = next((child for child in node.children if gap and child.start_byte == gap.end()), None)
+    return after.end_point[0] + 1 if after and after.type != "file_redirect" else line
+
+
+def _root(node: Node) -> Node:
+    while node.parent:
+        node = node.parent
+    return node
 
 
 def _negated(pipeline: Node) -> bool:
