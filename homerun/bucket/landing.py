@@ -5,6 +5,7 @@ no longer wants. The manifest is written by compare-and-swap, at most every `spa
 """
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from pathlib import Path
 from homerun.bucket.lease import lost, read
 from homerun.bucket.manifest import Entry, Manifest, superseded
 from homerun.bucket.outbox import File, Receipt, Request
+from homerun.bucket.prune import Waste, waste
 from homerun.bucket.store import Changed, FileChanged, Missing, Stat, Store, StoreError, check_unchanged
 
 BATCH_BYTES, BATCH_GROUPS = 64 << 20, 256  # what may share one write of the manifest
@@ -175,6 +177,24 @@ class Landing:
         self.guard()
         self.store.put(f"{self.run}/_SUCCESS", data)
         self._succeeded = True
+
+    def prune(self) -> Waste:
+        """Un-name superseded groups, then delete them and whatever nothing names; what that was. A run that was
+        finished stays finished."""
+        try:
+            success, _ = self.store.get(f"{self.run}/_SUCCESS")
+        except Missing:
+            success = b""
+        self.open()
+        found = waste(self.manifest, list(self.store.list(f"{self.run}/")), self.keep_last)
+        if found.groups:
+            self._write(lambda manifest: manifest.unname(found.groups))
+        self.store.delete([f"{self.run}/{key}" for key in found.keys])
+        if success:
+            document = json.loads(success)
+            document["manifest"]["sha256"] = hashlib.sha256(self.manifest.to_json()).hexdigest()
+            self.succeed((json.dumps(document, indent=1) + "\n").encode())
+        return found
 
     def _read(self) -> tuple[Manifest, str | None]:
         try:
