@@ -16,7 +16,8 @@ from homerun.errors import Exit, HomerunError
 
 
 def _names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(homerun.commands.__path__))
+    names = (module.name for module in pkgutil.iter_modules(homerun.commands.__path__))
+    return sorted(name for name in names if not name.startswith("_"))  # those are helpers
 
 
 def build(arguments: list[str]) -> typer.Typer:

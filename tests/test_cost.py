@@ -18,7 +18,7 @@ from homerun.cost import (
     totals,
 )
 from homerun.state import RunState
-from tests.test_state import Story
+from tests.story import Story
 
 PRICE = 24.0  # USD per hour
 
@@ -125,8 +125,9 @@ def simulate(seed, *, when_told, deadline):
     every, total = rng.choice([25, 50, 100]), 2000
     landing = rng.uniform(5, 60)
     cap_seconds = every * base * rng.uniform(1.6, 12) + 3 * landing + 90
-    limits = Limits(deadline=1_000_000.0 + cap_seconds) if deadline else Limits(cap_usd=dollars(cap_seconds, PRICE))
     story, state = Story(), RunState()
+    end = story.t + cap_seconds
+    limits = Limits(deadline=end) if deadline else Limits(cap_usd=dollars(cap_seconds, PRICE))
 
     def emit(type, after=0.0, **data):
         state.apply(story(type, after, **data))
@@ -159,7 +160,7 @@ def simulate(seed, *, when_told, deadline):
         landings.append((story.t + landing, "told"))
     ended = max([story.t, *(at for at, _ in landings)])
     return {
-        "left": 1_000_000.0 + cap_seconds - ended,
+        "left": end - ended,
         "saved": saved,
         "stopped": verdict.stop_now,
         "at_step": verdict.at_step,

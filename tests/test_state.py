@@ -5,25 +5,8 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homerun.state import POINTS, Curve, RunState, fold
-
-
-class Story:
-    """Writes events as the job would, on a clock of our own."""
-
-    def __init__(self, t=1_000_000.0):
-        self.events, self.t, self.attempt = [], t, 0
-
-    def __call__(self, type, after=0.0, **data):
-        self.t += after
-        if type == "attempt.begin":
-            self.attempt += 1
-        event = {"seq": len(self.events), "t": self.t, "attempt": max(1, self.attempt), "type": type, **data}
-        self.events.append(event)
-        return event
-
-    def state(self):
-        return fold(self.events)
+from homerun.state import POINTS, Curve, RunState
+from tests.story import Story
 
 
 def test_a_curve_keeps_every_spike_and_few_points():

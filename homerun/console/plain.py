@@ -1,0 +1,104 @@
+"""Plain timestamped lines, one for each event worth one, and between them what the phases print.
+
+For pipes, files, CI and `docker logs`: no colour unless the terminal has it, no cursor movements, whole lines only.
+"""
+
+import re
+import time
+from typing import TextIO
+
+from homerun.console.words import clock, gauge_words, last_words, words
+from homerun.journal import Event
+from homerun.state import RunState
+
+GAUGE_SECONDS = 300.0
+LONGEST = 16_384  # bytes of a line without an end that are held back, and of a line that is shown
+CROWD, SHOWN = 4000, 100  # a chunk with more lines than CROWD is shown by its last SHOWN ones
+# Escape sequences (CSI, OSC, two-character ones) and control characters other than tab and newline.
+_CONTROL = re.compile(
+    rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-_]?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]"
+)
+
+
+class Lines:
+    """Output in any chunks → whole lines as a terminal would have left them: progress by \\r is its last state."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[str]:
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > LONGEST:  # keep what a later \r has not overwritten yet
+            self._rest = self._rest.rpartition(b"\r")[2][-LONGEST:]
+        left_out = len(whole) - SHOWN if len(whole) > CROWD else 0
+        lines = [clean(line) for line in whole[left_out:]]
+        return [f"… {left_out} lines left out; `homerun logs` has them", *lines] if left_out else lines
+
+    def flush(self) -> list[str]:
+        rest, self._rest = self._rest, b""
+        return [clean(rest)] if rest.strip() else []
+
+
+def clean(line: bytes) -> str:
+    """One line as it would have stayed on a screen, without escape sequences; at most `LONGEST` bytes of it."""
+    line = line.rstrip(b"\r").rpartition(b"\r")[2][:LONGEST]
+    return _CONTROL.sub(b"", line).decode("utf-8", "replace")
+
+
+class Plain:
+    """See the module. A closed or full output is given up silently: the run goes on, and its logs have everything."""
+
+    def __init__(self, out: TextIO):
+        self._out: TextIO | None = out
+        self._lines: dict[str, Lines] = {}
+        self._running: list[str] = []
+        self._told_gauge = 0.0
+
+    def event(self, event: Event) -> None:
+        if event["type"] == "phase.begin":
+            self._running.append(event["phase"])
+        elif event["type"] == "phase.end" and event["phase"] in self._running:
+            self._flush(event["phase"])
+            self._running.remove(event["phase"])
+        elif event["type"] == "gauge" and event["t"] - self._told_gauge >= GAUGE_SECONDS:
+            self._told_gauge = event["t"]
+            self._stamp(event["t"], gauge_words(event))
+        self._stamp(event["t"], words(event))
+
+    def text(self, phase: str, data: bytes) -> None:
+        self._show(phase, self._lines.setdefault(phase, Lines()).feed(data))
+
+    def say(self, text: str) -> None:
+        self._stamp(time.time(), text)
+
+    def end(self, state: RunState) -> None:
+        for phase in list(self._lines):
+            self._flush(phase)
+        self._stamp(time.time(), last_words(state))
+
+    def close(self) -> None:
+        self._write("")
+
+    def _flush(self, phase: str) -> None:
+        self._show(phase, self._lines.pop(phase, Lines()).flush())
+
+    def _show(self, phase: str, lines: list[str]) -> None:
+        if lines:
+            tag = f"{phase}| " if len(self._running) > 1 else ""
+            self._write("".join(f"{tag}{line}\n" for line in lines))
+
+    def _stamp(self, t: float, text: str | None) -> None:
+        if text:
+            self._write("".join(f"[{clock(t)}] {line}\n" for line in text.splitlines()))
+
+    def _write(self, text: str) -> None:
+        if self._out is None:
+            return
+        try:
+            self._out.write(text)
+            self._out.flush()
+        except UnicodeEncodeError:  # a terminal without UTF-8
+            encoding = self._out.encoding or "ascii"
+            self._write(text.encode(encoding, "replace").decode(encoding))
+        except (OSError, ValueError):
+            self._out = None
