@@ -57,15 +57,17 @@ def save(
 ) -> None:
     """Save a checkpoint; every rank calls this, rank r writes its own optimizer state."""
     folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob(".*.tmp") if rt.master else ():
-        torn.unlink(missing_ok=True)  # left by a process that died while saving
+    model_path, meta_path = folder / f"model_{step:06d}.pt", folder / f"meta_{step:06d}.json"
+    if rt.master:
+        model_path.unlink(missing_ok=True)  # saved again after a resume: never an old model with a new optimizer
+        for torn in folder.glob(".*.tmp"):
+            torn.unlink(missing_ok=True)  # left by a process that died while saving
     rt.barrier()
     optim = folder / f"optim_{step:06d}_rank{rt.rank}.pt"
     write_whole(optim, lambda f: torch.save([o.state_dict() for o in optimizers], f))
     log.info("Saved optimizer state to: %s", optim)
     rt.barrier()
     if rt.master:
-        meta_path, model_path = folder / f"meta_{step:06d}.json", folder / f"model_{step:06d}.pt"
         write_whole(meta_path, lambda f: f.write(json.dumps(meta, indent=2).encode()))
         log.info("Saved metadata to: %s", meta_path)
         write_whole(model_path, lambda f: torch.save(model.state_dict(), f))
