@@ -8,6 +8,7 @@ import errno
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from homerun.bucket.outbox import Outbox, describe
 from homerun.bucket.store import FileChanged
@@ -157,7 +158,7 @@ class Supervisor:
     def hand_over(self, force: bool) -> None:
         """Offer the groups that are whole. force: the script has ended, nothing writes any more."""
         ended = {phase.name for phase in self.runner.phases if phase.verdict == "ok"}
-        for group in self.watch.poll(ended, time.time(), settled=force):
+        for group in self.watch.poll(ended, settled=force):
             self._offer(group)
 
     def _offer(self, group: Group) -> None:
@@ -168,7 +169,7 @@ class Supervisor:
         except FileChanged:
             self.watch.forget(group.name)
             return
-        about = {"phase": phase, "keep": group.keep, "step": group.step, "score": group.score}
+        about: dict[str, Any] = {"phase": phase, "keep": group.keep, "step": group.step, "score": group.score}
         number = self.outbox.offer("artifact", group.name, files, **about)
         self.groups[number] = group
         self.gauge.offered(group, phase)
