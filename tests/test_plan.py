@@ -68,6 +68,8 @@ def test_names_are_unique_and_safe_in_a_file_name(words):
         ("case $(one) in a) two;; esac", "", "one", "", "one"),
         ("one | two | tee log", "", "one two", "", "one two"),
         ("one | two || exit 1", "two", "one two", "", "one two"),
+        ("! one | two", "two", "one two", "", "one two"),
+        ("! one 2>&1 | two", "two", "one two", "", "one two"),
         ("if one | two; then :; fi", "two", "one two", "", "one two"),
         ("one & two", "", "one two", "one", ""),
         ("{ one; two; } & three", "", "one two three", "one two", ""),
@@ -284,6 +286,13 @@ b'
 )
 echo `
 uv a`
+w=$(
+
+python -m scripts.s 'a
+b'
+
+)
+python -m scripts.t
 {
     uv pip; uv run
 } > /dev/null

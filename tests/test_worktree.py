@@ -110,6 +110,8 @@ def test_a_plain_folder_is_copied_without_a_commit(repository, tmp_path):
     (repository / ".git").rename(tmp_path / "gone")
     source = checkout(str(repository), None, repository / "inside" / "src")  # not into itself
     assert source.commit is None and source.sha256 == hashlib.sha256(SCRIPT).hexdigest()
+    git(source.root, "config", "--unset", "homerun.commit")  # cut off, and done again
+    assert checkout(str(repository), None, source.root) == source
     assert not (source.root / "inside").exists()
     with pytest.raises(RequestError, match="no git repository"):
         checkout(str(repository), "old", tmp_path / "y")

@@ -107,7 +107,8 @@ def _visit(node: Node, state: Command) -> Iterator[tuple[int, Command]]:
             yield from _visit(first, replace(state, tested=True))
             yield from _each(rest, replace(state, counted=False))
         case "negated_command":
-            yield from _each(node.named_children, replace(state, tested=True))
+            # in `! a | b` the grammar hangs the whole pipeline's `!` on its first member
+            yield from _each(node.named_children, replace(state, tested=not state.piped))
         case "if_statement" | "elif_clause" | "while_statement":
             then = next(i for i, child in enumerate(node.children) if child.type in ("then", "do_group"))
             condition = plain if node.type == "if_statement" else branch
@@ -199,7 +200,7 @@ def _root(node: Node) -> Node:
 
 
 def _negated(pipeline: Node) -> bool:
-    """`! a | b` negates the whole pipeline; the grammar hangs the `!` on its first member."""
+    """Whether it begins with `!`, which negates all of it."""
     first = pipeline.named_children[0]
     return "negated_command" in (first.type, *(child.type for child in first.named_children[:1]))
 

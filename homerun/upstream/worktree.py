@@ -226,6 +226,7 @@ def _copy(folder: Path, dest: Path, names: Iterable[str]) -> None:
         source, copy = folder / name, dest / name
         if source.is_symlink() or source.is_file():  # a submodule is a folder, a deleted file nothing
             copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.unlink(missing_ok=True)  # of a copy that was cut off
             shutil.copy2(source, copy, follow_symlinks=False)
 
 
