@@ -135,6 +135,7 @@ class Attempt:
     price: float | None = None  # USD per hour for the whole machine
     wrapper: dict[str, Any] | None = None
     resumed_from: dict[str, Any] | None = None
+    argv: list[str] = field(default_factory=list)  # how the job was called
     updated: float = 0.0  # the newest event's time
     ended: float | None = None
     code: int | None = None
@@ -293,6 +294,7 @@ class RunState:
                 price=event.get("price_usd_per_hour"),
                 wrapper=event.get("wrapper"),
                 resumed_from=event.get("resumed_from"),
+                argv=event.get("argv") or [],
                 updated=event["t"],
             )
         )

@@ -94,9 +94,10 @@ def phase(story, name, seconds, verdict="ok", status=0, background=False, **data
         end(story, name, seconds, verdict, status, **data)
 
 
-def end(story, name, seconds, verdict="ok", status=0, after=None, **data):
-    after = seconds if after is None else after
-    story("phase.end", after, phase=name, status=status, seconds=seconds, verdict=verdict, **data)
+def end(story, name, after, verdict="ok", status=0, **data):
+    """The phase ends `after` seconds from now."""
+    began = next(e["t"] for e in reversed(story.events) if e["type"] == "phase.begin" and e["phase"] == name)
+    story("phase.end", after, phase=name, status=status, seconds=story.t + after - began, verdict=verdict, **data)
 
 
 def train(story, name="base_train", first=0, last=2000, total=2000, dt=0.5, save_every=500, end_loss=2.7, seed=1):
@@ -156,7 +157,7 @@ def speedrun(steps=2000, fails=None, **more):
     phase(story, "dataset-2", 0, background=True)
     phase(story, "tok_train", 70)
     phase(story, "tok_eval", 3)
-    end(story, "dataset-2", 90, after=0)
+    end(story, "dataset-2", 0)
     story(
         "phase.begin", 1, phase="base_train", name="base_train", line=45, log="logs/a01/0005-base_train.log",
         argv=["torchrun", "--nproc_per_node=8", "-m", "scripts.base_train", "--", "--depth=20", "--save-every=500"],
@@ -165,7 +166,7 @@ def speedrun(steps=2000, fails=None, **more):
         story("fact", phase="base_train", name=name, value=value)
     train(story, last=steps if fails != "base_train" else steps // 2, total=steps)
     if fails == "base_train":
-        end(story, "base_train", steps // 2 * 0.5, "failed", 1, reason="torchrun: rank 3 ran out of memory")
+        end(story, "base_train", 4, "failed", 1, reason="torchrun: rank 3 ran out of memory")
         story("warning", text="CUDA out of memory", hint="lower --device-batch-size")
         story("stop", why="phase", text="base_train failed")
         story(
@@ -184,14 +185,14 @@ def speedrun(steps=2000, fails=None, **more):
         phase="base_train",
         text="The capital of France is Paris. <b>It is</b> the largest city & the seat of government.",
     )
-    end(story, "base_train", steps * 0.5, after=5)
+    end(story, "base_train", 5)
     phase(story, "base_eval", 300)
     story("eval", phase="base_eval", metric="val_bpb", value=0.8071)
     story(
         "phase.begin", 1, phase="chat_sft", name="chat_sft", line=47, argv=["torchrun", "-m", "scripts.chat_sft"], log="logs/a01/0007.log",
     )  # fmt: skip
     train(story, "chat_sft", last=300, total=300, end_loss=1.1, save_every=299)
-    end(story, "chat_sft", 150, after=1)
+    end(story, "chat_sft", 1)
     phase(story, "chat_eval-sft", 240)
     for task, value in [
         ("ARC-Easy", 0.3876),

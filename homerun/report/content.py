@@ -1,0 +1,326 @@
+"""What a report says, as data: sections of paragraphs, tables and code, which markdown.py and html.py set.
+
+Pure: a `RunState` in, a `Report` out. Only what is known is said; an unknown price is "?", never 0.
+"""
+
+import shlex
+from dataclasses import dataclass, field
+from typing import Any
+
+from homerun.cost import minutes, money, phase_cost, phase_seconds, totals
+from homerun.report.metadata import best, checkpoints, iso, model
+from homerun.report.published import GPT2_CORE, reference
+from homerun.state import RunState
+
+
+@dataclass(frozen=True)
+class Table:
+    header: list[str]
+    rows: list[list[str]]
+    numbers: frozenset[int] = frozenset()  # columns that are set right-aligned
+
+
+@dataclass(frozen=True)
+class Code:
+    """Commands or output, to be set as they are."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Shares of a whole: (name, share between 0 and 1, its words)."""
+
+    parts: list[tuple[str, float, str]]
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Where the page has its curves; `note` is what a report without pictures says instead."""
+
+    note: str
+
+
+Block = str | Table | Code | Bar | Plots
+
+
+@dataclass
+class Section:
+    title: str
+    blocks: list[Block] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """title: the run's id; verdict: the first line, one sentence."""
+
+    title: str
+    status: str
+    verdict: str
+    sections: list[Section]
+
+
+def content(state: RunState, now: float | None = None) -> Report:
+    now = state.updated if now is None else now
+    sections = [
+        _ran(state),
+        _time_and_money(state, now),
+        Section("Curves", [Plots("The curves are in index.html, beside this file.")] if state.curves else []),
+        _evaluations(state),
+        _samples(state),
+        _checkpoints(state),
+        _remarks(state),
+        _how_to(state),
+    ]
+    return Report(state.run, state.status, verdict(state, now), [section for section in sections if section.blocks])
+
+
+def verdict(state: RunState, now: float) -> str:
+    """One sentence: how it ended, what came out of it, how long and for how much."""
+    sums, size, figures = totals(state, now), model(state), best(state)
+    words = {
+        "good": "Good: everything is proven in the bucket.",
+        "running": "Still running.",
+        "interrupted": "Interrupted; it can go on.",
+    }.get(state.status, f"{state.status.capitalize()}: {_why(state)}.")
+    depth = f"d{size['depth']}" if "depth" in size else "The model"
+    params = f" ({count(size['params'])} parameters)" if "params" in size else ""
+    names = {"val_bpb": "validation bpb", "core": "CORE", "chatcore": "ChatCORE"}
+    parts = [f"{label} {figures[name]:.4f}" for name, label in names.items() if name in figures]
+    cost = f", {money(sums.usd)}" if sums.usd is not None else ""
+    came = f": {', '.join(parts)}" if parts else ""
+    return f"{words} {depth}{params}{came}; {minutes(sums.seconds)}{cost}."
+
+
+def _why(state: RunState) -> str:
+    failed = [phase for phase in state.phases if phase.verdict == "failed"]
+    reason = (state.attempt.reason if state.attempt else None) or (state.stop or {}).get("text")
+    if failed and failed[-1].reason and failed[-1].reason not in (reason or ""):
+        return f"{reason or failed[-1].phase + ' failed'} ({failed[-1].reason})".rstrip(".")
+    return (reason or "it ended before its end").rstrip(".")
+
+
+def count(number: float) -> str:
+    """`561.0M`, `1.38B`, `812k`."""
+    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.{2 if unit == 'B' else 1}f}{unit}"
+    return f"{number:g}"
+
+
+def _ran(state: RunState) -> Section:
+    attempt, upstream = state.attempt, state.upstream or {}
+    machine = attempt.machine if attempt else {}
+    gpus = [str(gpu.get("name")) for gpu in machine.get("gpus") or []]
+    wrapper = (attempt.wrapper if attempt else None) or {}
+    rows = [
+        ("Run", state.run),
+        ("Began", iso(state.began)),
+        ("Upstream", f"{upstream.get('url')} at {upstream.get('commit')}" if upstream else None),
+        ("Script", f"{state.script.get('path')}, sha256 {state.script.get('sha256')}" if state.script else None),
+        ("GPUs", ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"),
+        ("Driver, CUDA", ", ".join(str(machine[key]) for key in ("driver", "cuda") if machine.get(key))),
+        ("Machine", _machine(machine)),
+        ("Python", ", ".join(str(machine[key]) for key in ("python", "platform") if machine.get(key))),
+        ("torch", state.fact("torch_version")),
+        ("Image", machine.get("image")),
+        (
+            "Wrapper",
+            f"{wrapper.get('url')} at {wrapper.get('revision')}, sha256 {wrapper.get('sha256')}" if wrapper else None,
+        ),
+        ("homerun", state.version),
+        ("Bucket", state.bucket),
+    ]
+    size = model(state)
+    sizes = {"params": "parameters", "batch_tokens": "tokens a step", "model_dim": "width", "num_heads": "heads"}
+    rows.append(
+        ("Model", ", ".join(f"{sizes.get(key, key)} {value:,}" for key, value in size.items() if _is_number(value)))
+    )
+    blocks: list[Block] = [Table(["", ""], [[name, str(value)] for name, value in rows if value])]
+    if state.adapted:
+        changed = [
+            [str(one.get("phase")), str(one.get("what") or shlex.join(one.get("added") or []))] for one in state.adapted
+        ]
+        blocks += [
+            "Arguments adapted from outside; the script itself ran byte for byte:",
+            Table(["phase", "change"], changed),
+        ]
+    return Section("What ran, and where", blocks)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    memory = f", {machine['memory_bytes'] / 1e9:,.0f} GB of memory" if machine.get("memory_bytes") else ""
+    return f"{machine['host']}, {machine.get('cpus', '?')} CPUs{memory}" if machine.get("host") else ""
+
+
+def _time_and_money(state: RunState, now: float) -> Section:
+    sums = totals(state, now)
+    several = len(state.attempts) > 1
+    shown = [phase for phase in state.phases if phase.verdict != "skipped"]
+    rows = []
+    for phase in shown:
+        cells = [
+            phase.phase,
+            minutes(phase_seconds(phase, now)),
+            "" if phase.background else money(phase_cost(state, phase, now)),
+        ]
+        note = phase.reason or ("in the background" if phase.background else "")
+        rows.append([*cells, phase.verdict or "running", note, *([str(phase.attempt)] if several else [])])
+    between = minutes(sums.between_seconds)
+    rows.append(
+        ["between phases", between, money(sums.between_usd), "", "start, checks, landing", *([""] if several else [])]
+    )
+    rows.append(["all", minutes(sums.seconds), money(sums.usd), state.status, "", *([""] if several else [])])
+    bar = [
+        (
+            phase.phase,
+            phase_seconds(phase, now),
+            f"{phase.phase}: {minutes(phase_seconds(phase, now))}, {money(phase_cost(state, phase, now))}",
+        )
+        for phase in shown
+        if not phase.background
+    ]
+    bar.append(("between phases", sums.between_seconds, f"between phases: {between}, {money(sums.between_usd)}"))
+    whole = sum(seconds for _, seconds, _ in bar) or 1.0
+    blocks: list[Block] = [
+        Bar([(name, seconds / whole, words) for name, seconds, words in bar]),
+        Table(["phase", "time", "cost", "verdict", "", *(["attempt"] if several else [])], rows, frozenset({1, 2})),
+    ]
+    if sums.first_step_seconds is not None:
+        blocks.append(
+            f"From start to first training step: {minutes(sums.first_step_seconds)}, {money(sums.first_step_usd)}."
+        )
+    if several:
+        blocks.append(_attempts(state))
+    return Section("Time and money", blocks)
+
+
+def _attempts(state: RunState) -> Table:
+    rows = []
+    for attempt in state.attempts:
+        seconds = attempt.end - attempt.began
+        usd = None if attempt.price is None else seconds / 3600 * attempt.price
+        went_on = f"from step {attempt.resumed_from.get('step')}" if attempt.resumed_from else ""
+        ended = "" if attempt.code is None else str(attempt.code)
+        rows.append(
+            [
+                str(attempt.number),
+                iso(attempt.began) or "",
+                minutes(seconds),
+                money(usd),
+                ended,
+                attempt.reason or went_on,
+            ]
+        )
+    return Table(["attempt", "began", "time", "cost", "exit code", ""], rows, frozenset({2, 3, 4}))
+
+
+def _evaluations(state: RunState) -> Section:
+    known = reference(model(state).get("depth"))
+    tasks = dict(known.tasks) if known else {}
+    rows = []
+    for (phase, metric), found in state.evals.items():
+        theirs = tasks.get(metric.removeprefix("accuracy/"))
+        if metric == "core":
+            theirs = known.core if known else None
+        if metric == "chatcore":
+            theirs = tasks.get("ChatCORE")
+        if metric == "val_bpb":
+            theirs = known.val_bpb if known else None
+        best = f"{found.best:.4f}" + (f" at {found.best_step}" if found.best_step is not None else "")
+        step = "" if found.step is None else str(found.step)
+        cells = [phase, metric.removeprefix("accuracy/"), f"{found.value:.4f}", step, best]
+        rows.append([*cells, "" if theirs is None else f"{theirs:.4f}"])
+    if not rows:
+        return Section("Evaluations")
+    blocks: list[Block] = [
+        Table(["phase", "metric", "value", "step", "best", "published"], rows, frozenset({2, 3, 4, 5}))
+    ]
+    core = max((found.best for _, found in state.metric("core")), default=None)
+    if core is not None:
+        side = "above" if core > GPT2_CORE else "below"
+        blocks.append(f"CORE {core:.4f} is {side} GPT-2's {GPT2_CORE:.4f} ({core / GPT2_CORE:.0%} of it).")
+    if known:
+        blocks.append(f"Published: {known.what}, nanochat {known.commit}, on 8 × H100.")
+    return Section("Evaluations", blocks)
+
+
+def _samples(state: RunState, most: int = 12) -> Section:
+    blocks: list[Block] = []
+    for sample in list(state.samples)[-most:]:
+        step = f", step {sample['step']}" if sample.get("step") is not None else ""
+        blocks += [f"{sample['phase']}{step}:", Code(str(sample["text"]))]
+    return Section("Samples", blocks)
+
+
+def _checkpoints(state: RunState) -> Section:
+    found = checkpoints(state)
+    scores = [one["score"] for one in found if one["score"] is not None]
+    rows = []
+    for one in found:
+        score = "" if one["score"] is None else f"{one['score']:.4f}"
+        best = "best" if scores and one["score"] == min(scores) else ""
+        where = f"since {one['secured']}" if one["secured"] else "not in the bucket"
+        rows.append(
+            [
+                one["group"],
+                str(one["step"] if one["step"] is not None else ""),
+                f"{one['bytes'] / 1e6:,.1f} MB",
+                score,
+                where,
+                best,
+            ]
+        )
+    header = ["checkpoint", "step", "size", "val bpb", "in the bucket", ""]
+    return Section("Checkpoints", [Table(header, rows, frozenset({1, 2, 3}))] if rows else [])
+
+
+def _remarks(state: RunState) -> Section:
+    blocks: list[Block] = []
+    if state.stop:
+        blocks.append(f"Stopped ({state.stop['why']}): {state.stop['text']}")
+    skipped = [[phase.phase, phase.reason or ""] for phase in state.phases if phase.verdict == "skipped"]
+    warnings = [[f"{one.text}" + (f" ({one.count}×)" if one.count > 1 else ""), one.hint] for one in state.warnings]
+    checks = [
+        [str(one["name"]), str(one["seen"]), str(one["hint"] or "")] for one in state.checks if one["verdict"] != "pass"
+    ]
+    for title, header, rows in (
+        ("Warnings:", ["warning", "what to do"], warnings),
+        ("Checks before the run that were not green:", ["check", "seen", "what to do"], checks),
+        ("Skipped:", ["phase", "why"], skipped),
+        ("Not recognised in the script:", [""], [[text] for text in state.drift]),
+    ):
+        if rows:
+            blocks += [title, Table(header, rows)]
+    own = [group.group for group in state.groups.values() if group.kind == "report"]
+    if own:
+        blocks.append(f"Upstream's own report is kept with the artifacts: {', '.join(own)}.")
+    return Section("Remarks", blocks)
+
+
+def _how_to(state: RunState) -> Section:
+    run = state.run
+    commands = [
+        ("bring the model home, every byte checked", f"homerun pull {run} DIR"),
+        ("talk to it", f"homerun chat {run}"),
+        ("serve it, OpenAI-compatible", f"homerun serve {run}"),
+        ("run it again", reproduce(state)),
+    ]
+    if state.status not in ("good", "running"):
+        commands.insert(0, ("go on", f"homerun train --resume {run}"))
+    width = max(len(command) for _, command in commands)
+    return Section("How to go on", [Code("\n".join(f"{command:<{width}}  # {what}" for what, command in commands))])
+
+
+def reproduce(state: RunState) -> str:
+    """The command that asks for the same run again, at the same commit."""
+    argv = state.attempts[0].argv if state.attempts else []
+    words = argv[2:] if argv[1:2] == ["train"] else argv[1:]
+    commit = (state.upstream or {}).get("commit")
+    if commit and not any(word.startswith("--ref") for word in words):
+        words = [*words, "--ref", commit]
+    return shlex.join(["homerun", "train", *words])
