@@ -288,8 +288,8 @@ echo `
 uv a`
 w=$(
 
-python -m scripts.s 'a
-b'
+python 'a
+b' -m scripts.s
 
 )
 python -m scripts.t
