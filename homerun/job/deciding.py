@@ -1,5 +1,7 @@
 """What each phase is run with, or why it is skipped: by the user's wishes, and by what earlier attempts proved."""
 
+from dataclasses import replace
+
 from homerun.job.resume import Resume
 from homerun.upstream.adapt import Change, Wishes, adapt
 from homerun.upstream.flags import Flags, module_flags
@@ -22,7 +24,8 @@ class Deciding:
             return Decision(phase.original)
         if reason := self._reason_to_skip(phase, step):
             return Decision(None, reason)
-        argv, changes = adapt(step, list(phase.original), self.wishes, self.flags(step))
+        wishes = replace(self.wishes, resume_step=self.past.step_to_resume(phase))
+        argv, changes = adapt(step, list(phase.original), wishes, self.flags(step))
         return Decision(argv, changes=tuple(changes))
 
     def _reason_to_skip(self, phase: Phase, step: Step) -> str | None:

@@ -18,6 +18,7 @@ from homerun.bucket.outbox import Outbox, describe
 from homerun.console import open_console
 from homerun.errors import Exit
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
+from homerun.job.bring_back import bring_back
 from homerun.job.deciding import Deciding
 from homerun.job.gauge import Gauge
 from homerun.job.limits import Limits
@@ -126,18 +127,23 @@ class Job:
         nproc = self.request.nproc if self.request.nproc is not None else len(gpus)
         price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
         depth = max(depths(start.source, self.request.phase_args), default=None)
-        proven, resumed_from = self._restore()
-        self.wishes = Wishes(
+        saver, world = read_saver(start.source.root), max(1, nproc)
+        proven = bring_back(self.store, self.run, saver, world, self.warn) if start.history else frozenset()
+        past = Resume(start.history, proven)
+        self.watch = Watch(self.run.base, world, saver)
+        wishes = Wishes(
             nproc=nproc,
             save_every=save_every(self.settings, self.state, depth, gpus[:nproc]),
-            resume_step=resumed_from["step"] if resumed_from else None,
+            resume_step=None,  # each phase's own, as it begins
             phase_args=self.request.phase_args,
             skip=self.request.skip,
         )
-        self.deciding = Deciding(start.source, self.wishes, Resume(start.history, proven))
+        self.deciding = Deciding(start.source, wishes, past)
         self.gauge = Gauge(time.time(), price, self.deciding.can_resume(start.plan))
         if not any(event["type"] == "run.begin" for event in start.history):
             self.emit("run.begin", **run_event(start))
+        going_on = past.newest()
+        resumed_from = {"phase": going_on[0], "step": going_on[1]} if going_on else None
         self.emit("attempt.begin", **attempt_event(start, machine, nproc, price, resumed_from))
         self.emit(
             "plan",
@@ -161,10 +167,6 @@ class Job:
         )
         return True
 
-    def _restore(self) -> tuple[set[str], dict[str, Any] | None]:
-        """What earlier attempts proved, back on this disk; (names of proven groups, where base training goes on)."""
-        return set(), None
-
     # -- the script ----------------------------------------------------------------------------------------------
 
     def run_script(self) -> None:
@@ -183,12 +185,7 @@ class Job:
             decide=self.deciding,
             grace_seconds=self.settings.homerun_grace_seconds,
         )
-        self.supervisor.watch_over(
-            runner,
-            Watch(self.run.base, max(1, self.wishes.nproc or 1), read_saver(source.root)),
-            self.gauge,
-            Limits(self.settings, self.state, self.warn).check,
-        )
+        self.supervisor.watch_over(runner, self.watch, self.gauge, Limits(self.settings, self.state, self.warn).check)
         outcome = runner.run(lambda: self._tick(runner))
         self._end(outcome)
         if script_sha256(source) != source.sha256:

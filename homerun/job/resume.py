@@ -64,6 +64,11 @@ def required(past: Past) -> set[str]:
     return {group for _, group in newest.values()} or {_log_group(past.log)}
 
 
+def newest_resumable(past: Past, proven: Collection[str]) -> int | None:
+    steps = [step for group, step in past.groups.items() if {group, f"{group}.optim"} <= set(proven)]
+    return max(steps, default=None)
+
+
 def _log_group(log: str) -> str:
     attempt, _, name = log.removeprefix("logs/").partition("/raw/")
     return f"logs/{attempt}/{name}"
@@ -79,13 +84,29 @@ class Resume:
         self.past, self.proven = history(events), frozenset(proven)
         self._anew = False  # something that later phases build on was made again
 
+    def step_to_resume(self, phase: "Phase") -> int | None:
+        """The newest step from which a phase that did not end can go on: its model and its optimizer are both here."""
+        past = self._past_of(phase)
+        return newest_resumable(past, self.proven) if past else None
+
+    def newest(self) -> tuple[str, int] | None:
+        """(phase, step) of the unfinished phase that will go on, for those who want to know beforehand."""
+        for past in reversed(self.past.values()):
+            step = newest_resumable(past, self.proven)
+            if step is not None and not past.ended_well:
+                return past.phase, step
+        return None
+
+    def _past_of(self, phase: "Phase") -> Past | None:
+        past = self.past.get((phase.line, phase.index, phase.occurrence))
+        same = past and ((phase.step and phase.step.counted) or past.original == phase.original)
+        return past if same else None
+
     def reason_to_skip(self, phase: "Phase") -> str | None:
         module = (phase.step.module or "").rpartition(".")[2] if phase.step else ""
         if not module or module in ALWAYS_AGAIN:
             return None
-        past = self.past.get((phase.line, phase.index, phase.occurrence))
-        if past and not (phase.step and phase.step.counted) and past.original != phase.original:
-            past = None
+        past = self._past_of(phase)
         if past and past.ended_well and not self._anew and required(past) <= self.proven:
             return f"done in attempt {past.attempt}: what it made is here and proven"
         if past is None or past.groups or not past.ended_well:
