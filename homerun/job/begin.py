@@ -14,7 +14,7 @@ from typing import Any
 from homerun import __version__
 from homerun.bucket import lease, restore
 from homerun.bucket.store import Store, open_store
-from homerun.errors import RequestError
+from homerun.errors import Exit, HomerunError, RequestError
 from homerun.job.request import Request
 from homerun.job.run import Run, fingerprint, new_id
 from homerun.journal import Event, replay
@@ -66,7 +66,15 @@ def begin(request: Request) -> Start:
     start = Start(request, run, store, source, plan, owner, history=history)
     start.finished = store.head(f"{run.id}/_SUCCESS") is not None
     if not start.finished:
-        start.attempt = lease.acquire(store, run.id, start.owner, watching=_say_watching).attempt
+        held = lease.acquire(store, run.id, start.owner, watching=_say_watching)
+        start.attempt = held.attempt
+        if start.attempt > request.settings.homerun_max_attempts:
+            lease.release(store, held)
+            raise HomerunError(
+                f"{run.id} was started {start.attempt - 1} times and is not finished",
+                f"Look into `homerun logs {run.id}`; HOMERUN_MAX_ATTEMPTS={start.attempt + 5} lets it go on",
+                Exit.ATTEMPTS,
+            )
     return start
 
 

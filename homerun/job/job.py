@@ -145,6 +145,9 @@ class Job:
         going_on = past.newest()
         resumed_from = {"phase": going_on[0], "step": going_on[1]} if going_on else None
         self.emit("attempt.begin", **attempt_event(start, machine, nproc, price, resumed_from))
+        if going_on and (problem := self._other_world(world)):
+            self._fail(Exit.PREFLIGHT, problem)
+            return False
         self.emit(
             "plan",
             phases=[
@@ -166,6 +169,17 @@ class Job:
             ],
         )
         return True
+
+    def _other_world(self, world: int) -> str | None:
+        """Optimizer shards are one a process: only the same number of them can go on."""
+        before = [event["nproc"] for event in self.start.history if event["type"] == "attempt.begin"]
+        saved_by = max(1, before[-1]) if before else world
+        if saved_by == world:
+            return None
+        return (
+            f"its checkpoints were saved by {saved_by} processes, and this is {world}: go on with --nproc {saved_by} on "
+            f"a machine with as many GPUs, or start a new run here"
+        )
 
     # -- the script ----------------------------------------------------------------------------------------------
 
