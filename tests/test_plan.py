@@ -1,7 +1,9 @@
 """Script → plan: which commands are phases, under what conditions, and that their lines are bash's own LINENO."""
 
+import json
 import os
 import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -336,3 +338,23 @@ trap '[[ ${{FUNCNAME-}} == @(python|torchrun|uv) ]] || seen=$LINENO' DEBUG
         assert step.launcher != "uv" or step.words[1] == argv[1]
         assert step.line == line or step.piped, (line, argv, step)
     assert {step.name for step in plan.steps} - {step.name for *_, step in found if step} == {"uv-lock"}
+
+
+def homerun_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "homerun", "plan", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_shows_phases_drift_and_adaptations_without_running_anything(tmp_path):
+    script = tmp_path / "mine.sh"
+    script.write_text(f"touch {tmp_path}/ran\nfrobnicate\ntorchrun --nproc_per_node=8 -m homerun.trainer.base_train\n")
+    done = homerun_plan("--script", str(script), "--json", "--nproc", "0", "--phase-args", "base_train=--depth=2")
+    report = json.loads(done.stdout)
+    assert (done.returncode, [phase["name"] for phase in report["phases"]]) == (0, ["frobnicate", "base_train"])
+    assert report["phases"][1]["argv"] == ["python", "-m", "homerun.trainer.base_train", "--depth=2"]
+    assert "line 2" in report["drift"][0]
+    shown = homerun_plan("--script", str(script))
+    assert shown.returncode == 0 and "frobnicate" in shown.stdout and "warning: line 2" in shown.stdout
+    assert not (tmp_path / "ran").exists()
+    wrong = homerun_plan("--script", str(script), "--skip", "mid_train")
+    assert (wrong.returncode, wrong.stderr.count("\n"), "base_train" in wrong.stderr) == (2, 1, True)
