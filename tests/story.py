@@ -189,7 +189,8 @@ def speedrun(steps=2000, fails=None, **more):
     phase(story, "base_eval", 300)
     story("eval", phase="base_eval", metric="val_bpb", value=0.8071)
     story(
-        "phase.begin", 1, phase="chat_sft", name="chat_sft", line=47, argv=["torchrun", "-m", "scripts.chat_sft"], log="logs/a01/0007.log",
+        "phase.begin", 1, phase="chat_sft", name="chat_sft", line=47,
+        argv=["torchrun", "-m", "scripts.chat_sft"], log="logs/a01/0007.log",
     )  # fmt: skip
     train(story, "chat_sft", last=300, total=300, end_loss=1.1, save_every=299)
     end(story, "chat_sft", 1)

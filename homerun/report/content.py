@@ -259,24 +259,23 @@ def _samples(state: RunState, most: int = 12) -> Section:
 
 def _checkpoints(state: RunState) -> Section:
     found = checkpoints(state)
-    scores = [one["score"] for one in found if one["score"] is not None]
+    best: dict[str, float] = {}  # of each stage: their scores are of different data
+    for one in found:
+        if one["score"] is not None:
+            best[_stage(one)] = min(one["score"], best.get(_stage(one), one["score"]))
     rows = []
     for one in found:
         score = "" if one["score"] is None else f"{one['score']:.4f}"
-        best = "best" if scores and one["score"] == min(scores) else ""
-        where = f"since {one['secured']}" if one["secured"] else "not in the bucket"
-        rows.append(
-            [
-                one["group"],
-                str(one["step"] if one["step"] is not None else ""),
-                f"{one['bytes'] / 1e6:,.1f} MB",
-                score,
-                where,
-                best,
-            ]
-        )
-    header = ["checkpoint", "step", "size", "val bpb", "in the bucket", ""]
+        mark = "best" if one["score"] is not None and one["score"] == best[_stage(one)] else ""
+        secured = one["secured"][:19].replace("T", " ") + " UTC" if one["secured"] else "no"
+        step = "" if one["step"] is None else str(one["step"])
+        rows.append([one["group"], step, f"{one['bytes'] / 1e6:,.1f} MB", score, mark, secured])
+    header = ["checkpoint", "step", "size", "val bpb", "", "in the bucket since"]
     return Section("Checkpoints", [Table(header, rows, frozenset({1, 2, 3}))] if rows else [])
+
+
+def _stage(checkpoint: dict[str, Any]) -> str:
+    return str(checkpoint["group"]).partition("/")[0]
 
 
 def _remarks(state: RunState) -> Section:
@@ -305,15 +304,17 @@ def _remarks(state: RunState) -> Section:
 def _how_to(state: RunState) -> Section:
     run = state.run
     commands = [
-        ("bring the model home, every byte checked", f"homerun pull {run} DIR"),
-        ("talk to it", f"homerun chat {run}"),
-        ("serve it, OpenAI-compatible", f"homerun serve {run}"),
-        ("run it again", reproduce(state)),
+        ("Bring the model home, every byte checked", f"homerun pull {run} DIR"),
+        ("Talk to it", f"homerun chat {run}"),
+        ("Serve it, OpenAI-compatible", f"homerun serve {run}"),
+        ("Run it again", reproduce(state)),
     ]
     if state.status not in ("good", "running"):
-        commands.insert(0, ("go on", f"homerun train --resume {run}"))
-    width = max(len(command) for _, command in commands)
-    return Section("How to go on", [Code("\n".join(f"{command:<{width}}  # {what}" for what, command in commands))])
+        commands.insert(0, ("Go on", f"homerun train --resume {run}"))
+    blocks: list[Block] = []
+    for what, command in commands:
+        blocks += [f"{what}:", Code(command)]
+    return Section("How to go on", blocks)
 
 
 def reproduce(state: RunState) -> str:

@@ -77,4 +77,5 @@ def _table(table: Table) -> str:
         for column, name in enumerate(table.header)
     )
     top = "" if headless else f"<thead><tr>{head}</tr></thead>"
-    return f'<div class="wide" tabindex="0"><table>{top}<tbody>{"".join(rows)}</tbody></table></div>'
+    facts = ' class="facts"' if headless else ""
+    return f'<div class="wide" tabindex="0"><table{facts}>{top}<tbody>{"".join(rows)}</tbody></table></div>'

@@ -7,7 +7,7 @@
   if (!root || !plots.length) return;
   const AXES = ["steps", "tokens", "hours", "dollars"]; // places 0..3 of a point; place 4 is the value
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [4, 2], [1, 4]]; // told apart without colour
-  const LEFT = 58, RIGHT = 10, TOP = 10, BOTTOM = 26;
+  const LEFT = 58, RIGHT = 10, TOP = 10, BOTTOM = 40;
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const make = (tag, attributes = {}, ...children) => {
     const node = document.createElement(tag);
@@ -22,16 +22,17 @@
       if (size >= scale * 0.99995) return +(value / scale).toPrecision(4) + unit;
     return String(+value.toPrecision(4));
   };
-  const has = (axis) => plots.some((plot) => plot.series.some((line) => line.points.some((point) => point[axis] !== null)));
-  let axis = has(0) ? 0 : 2;
+  const knows = (plot, axis) => plot.series.some((line) => line.points.some((point) => point[axis] !== null));
+  const has = (axis) => plots.some((plot) => knows(plot, axis));
+  let chosen = has(0) ? 0 : 2;
   const drawn = [];
 
   const choices = make("fieldset", { class: "controls" }, make("legend", {}, "Over"));
   AXES.forEach((name, index) => {
     if (!has(index)) return;
     const input = make("input", { type: "radio", name: "axis", value: index });
-    input.checked = index === axis;
-    input.addEventListener("change", () => { axis = index; drawn.forEach((plot) => plot.reset()); });
+    input.checked = index === chosen;
+    input.addEventListener("change", () => { chosen = index; drawn.forEach((plot) => plot.reset()); });
     choices.append(make("label", {}, input, " " + name));
   });
   const grid = make("div", { class: "grid" });
@@ -63,7 +64,7 @@
     const legend = make("div", { class: "legend" });
     const numbers = make("details", {}, make("summary", {}, "Numbers"));
     const hidden = new Set();
-    let log = false, zoom = null, cursor = null, dragged = null, lines = [], box = null;
+    let axis = chosen, log = false, zoom = null, cursor = null, dragged = null, lines = [], box = null;
     if (data.log) {
       const input = make("input", { type: "checkbox" });
       input.addEventListener("change", () => { log = input.checked; draw(); });
@@ -112,6 +113,7 @@
     }
 
     function draw() {
+      axis = knows(data, chosen) ? chosen : 2; // a machine's curve has no steps
       const width = canvas.clientWidth, height = canvas.clientHeight, dense = devicePixelRatio || 1;
       if (!width) return;
       canvas.width = width * dense; canvas.height = height * dense;
@@ -135,6 +137,7 @@
       }
       pen.textAlign = "center"; pen.textBaseline = "top";
       for (const tick of ticks(x0, x1, Math.max(2, Math.floor(width / 90)))) pen.fillText((axis === 3 ? "$" : "") + short(tick), toX(tick), height - BOTTOM + 7);
+      pen.textAlign = "right"; pen.fillText(AXES[axis], width - RIGHT, height - 15);
       pen.save(); pen.beginPath(); pen.rect(LEFT, TOP - 4, width - LEFT - RIGHT, height - TOP - BOTTOM + 8); pen.clip();
       for (const line of lines) stroke(pen, line, toX, toY);
       pen.restore();
