@@ -68,7 +68,7 @@ HOUSEKEEPING = frozenset(
     """awk basename cat chmod chown clear column comm cp cut date df diff dirname du expr false file find free grep
     egrep fgrep gzip gunzip head hostname id install jq ln ls lscpu md5sum mkdir mktemp mv nproc numfmt nvidia-smi paste
     pgrep printenv ps readlink realpath rm rmdir sed seq sha256sum shuf sleep sort split stat stty sync tac tail tee
-    test tput tr true tty uname uniq uptime wc which whoami yes""".split()  # noqa: SIM905
+    test touch tput tr true tty uname uniq uptime wc which whoami yes""".split()  # noqa: SIM905
 )
 
 
