@@ -35,7 +35,7 @@ from homerun.report.write import write_report
 from homerun.state import RunState
 from homerun.upstream.adapt import Wishes
 from homerun.upstream.artifacts import Watch, read_saver
-from homerun.upstream.environment import build_environment
+from homerun.upstream.environment import build_environment, prepare_home
 from homerun.upstream.runner import Outcome, Runner
 from homerun.upstream.worktree import script_sha256
 
@@ -104,6 +104,8 @@ class Job:
 
     def emit(self, type: str, /, **data: Any) -> Event:
         """One event: into the journal, the state and the console."""
+        if type == "phase.end":
+            self.supervisor.read_logs()  # its last words come before its end
         event = self.journal.emit(type, **data)
         self.state.apply(event)
         self.console.event(event)
@@ -177,8 +179,8 @@ class Job:
         if saved_by == world:
             return None
         return (
-            f"its checkpoints were saved by {saved_by} processes, and this is {world}: go on with --nproc {saved_by} on "
-            f"a machine with as many GPUs, or start a new run here"
+            f"its checkpoints were saved by {saved_by} processes, and this is {world}: go on with --nproc {saved_by} "
+            "on a machine with as many GPUs, or start a new run here"
         )
 
     # -- the script ----------------------------------------------------------------------------------------------
@@ -187,13 +189,13 @@ class Job:
         """Run the script to its end, or until something ends it; `code` and `reason` say how it ended."""
         start = self.start
         source = start.source
+        prepare_home(self.run.home, os.environ)
         runner = Runner(
             script=source.root / source.script,
             cwd=source.root,
             env=build_environment(self.settings, self.run.home, os.environ),
             plan=start.plan,
             logs=self.logs,
-            attempt=start.attempt,
             base_dir=self.run.base,
             emit=self.emit,
             decide=self.deciding,
