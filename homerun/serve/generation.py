@@ -1,0 +1,86 @@
+"""One answer being written: what an engine fills on its thread and a request reads on the event loop."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterable
+from typing import Protocol
+
+from homerun.serve.sampling import Sampling
+from homerun.trainer.tokenizer import Tokenizer
+
+
+class Busy(Exception):
+    """The queue is full: try again in a moment."""
+
+
+class EngineDied(Exception):
+    """The engine failed while it wrote this answer; it has been started again."""
+
+
+class Generation:
+    """Iterate it for its tokens, the tool's included; then `finish` says "stop" or "length".
+
+    Made on the event loop; `_push` may be called from any thread. Ending the iteration early, or `cancel()`, frees the
+    engine's row at its next step.
+    """
+
+    def __init__(self, prompt: list[int], sampling: Sampling):
+        self.prompt, self.sampling = prompt, sampling
+        self.random = random.Random(sampling.seed)
+        self.finish: str | None = None
+        self.cancelled = False
+        self.loop = asyncio.get_running_loop()
+        self._inbox: asyncio.Queue[int | str | Exception] = asyncio.Queue()
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        try:
+            while True:
+                item = await self._inbox.get()
+                if isinstance(item, int):
+                    yield item
+                elif isinstance(item, str):
+                    self.finish = item
+                    return
+                else:
+                    raise item
+        finally:
+            self.cancel()
+
+
+News = tuple[Generation, int | str | Exception]  # a token, how it finished, or why it failed
+
+
+def deliver(news: Iterable[News]) -> None:
+    """Hand what an engine's thread has made to the event loops that wait for it, one wake-up a loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[News]] = {}
+    for generation, item in news:
+        by_loop.setdefault(generation.loop, []).append((generation, item))
+    for loop, items in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_put, items)
+
+
+def _put(items: list[News]) -> None:
+    for generation, item in items:
+        generation._inbox.put_nowait(item)
+
+
+class Engine(Protocol):
+    """What the API asks of an engine."""
+
+    tokenizer: Tokenizer
+    context: int  # tokens, prompt and answer together
+    can_top_p: bool
+
+    def submit(self, prompt: list[int], sampling: Sampling) -> Generation:
+        """Begin an answer. Raises Busy when the queue is full."""
+        ...
+
+    def stats(self) -> dict[str, int]:
+        """running, queued, and tokens made since it was started."""
+        ...
+
+    def close(self) -> None: ...
