@@ -21,7 +21,7 @@ def _forms(value: str) -> set[str]:
 
 
 class Redactor:
-    """Replaces secret values in text and bytes; `stream()` does so across chunk borders.
+    """Replaces secret values in text and bytes; `held_back` tells what to keep for the next chunk of a stream.
 
     secrets: {name: value}; empty values and those under `MIN_SECRET` characters are ignored.
     """
@@ -35,7 +35,18 @@ class Redactor:
         self.longest = max((len(form.encode()) for form in ordered), default=0)
 
     def held_back(self, data: bytes) -> int:
-        """How many bytes at the end of `data` may be the beginning of a secret, and so must wait for the next chunk."""
+        """How many bytes at the end of `data` must wait for the next chunk: they may be the beginning of a secret.
+
+        What comes before them can be redacted by itself: no whole secret lies across the cut either.
+        """
+        cut = len(data) - self._unfinished(data)
+        if self._bytes and cut < len(data):
+            for match in self._bytes.finditer(data):
+                if match.start() < cut < match.end():
+                    return len(data) - match.start()
+        return len(data) - cut
+
+    def _unfinished(self, data: bytes) -> int:
         for length in range(min(self.longest - 1, len(data)), 0, -1):
             tail = data[-length:]
             if tail[:1] in self._first and any(form.startswith(tail) for form in self._names):

@@ -1,4 +1,4 @@
-"""Follows one raw log: what is new goes, redacted, to the copy that may be shown, and as metrics to the journal.
+"""Follows one raw log: what is new goes, redacted, to the copy that may be shown, and as events to the journal.
 
 The raw file is written by the phase and never leaves the machine. A secret that lies across two reads is hidden too:
 what may be the beginning of one waits for the next read.
@@ -39,8 +39,8 @@ class Tail:
         """Take what is new, at most `limit` bytes; the journal events in it. OSError when the copy cannot be written:
         nothing is lost then, the next poll tries again."""
         size = os.fstat(self._raw_fd).st_size
-        if size < self.offset:  # the phase cut its own log
-            self.offset = size
+        if size < self.offset:  # the phase emptied its own log: what is in it now is new
+            self.offset = 0
         if size == self.offset:
             return []
         data = os.pread(self._raw_fd, min(limit, size - self.offset), self.offset)
@@ -61,12 +61,12 @@ class Tail:
         return events
 
     def _take(self, data: bytes, last: bool) -> list[tuple[str, dict[str, Any]]]:
-        text = self.redactor.bytes(self._held + data)
-        keep = 0 if last else self.redactor.held_back(text)
-        ready, held = text[: len(text) - keep], text[len(text) - keep :]
+        data = self._held + data
+        cut = len(data) if last else len(data) - self.redactor.held_back(data)
+        ready = self.redactor.bytes(data[:cut])
         self._write(ready)
-        self._held = held
-        self.offset += len(data)
+        self.offset += len(data) - len(self._held)
+        self._held = data[cut:]
         if ready:
             self.text(ready)
         return self.reader.feed(ready) if self.reader and ready else []
@@ -77,5 +77,6 @@ class Tail:
             while written < len(data):
                 written += os.write(self._shown_fd, memoryview(data)[written:])
         except OSError:
-            os.ftruncate(self._shown_fd, start)
+            if written:
+                os.ftruncate(self._shown_fd, start)
             raise
