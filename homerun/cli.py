@@ -29,7 +29,7 @@ def build(arguments: list[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_version)
+    app.callback(invoke_without_command=True)(_version)
     names = _names()
     wanted = arguments[0].replace("-", "_") if arguments else ""
     for name in [wanted] if wanted in names else names:

@@ -115,9 +115,9 @@ def test_every_name_of_the_deployment_file_is_documented() -> None:
 )
 def test_a_wrong_order_is_refused_before_anything_is_sent(change: dict[str, Any], message: str) -> None:
     def merge(base: Any, over: Any) -> Any:
-        return {**base, **{k: merge(base.get(k), v) for k, v in over.items()}} if isinstance(base, dict) else over
+        return base | {k: merge(base.get(k), v) for k, v in over.items()} if isinstance(base, dict) else over
 
-    values = {name: "1" for name in names(TEMPLATE)} | ENVIRON
+    values = dict.fromkeys(names(TEMPLATE), "1") | ENVIRON
     values |= dict.fromkeys([name for name in names(TEMPLATE) if name.startswith("REGISTRY")], "")
     with pytest.raises(RequestError) as caught:
         check(merge(fill(TEMPLATE, values), change), {"R2_SECRET_ACCESS_KEY": CANARY})

@@ -100,7 +100,10 @@ def read_template(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read ({error})", "Give the path of a deployment file") from None
+        raise RequestError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or 'not text'})",
+            "Give the path of a deployment file",
+        ) from None
     except ValueError as error:
         raise RequestError(
             f"{path} is not JSON: {error}", "Compare it with the repository's caas_deployment.json"

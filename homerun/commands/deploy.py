@@ -21,7 +21,7 @@ from homerun.job.run import new_id
 from homerun.redact import Redactor
 from homerun.settings import Settings
 
-QUIET_S = 180.0  # a run that failed and has had no runner for so long is not started again by its box
+QUIET_S = 180.0  # a run that failed and whose lease has not changed for so long is not started again by its box
 
 
 def command(
@@ -82,7 +82,7 @@ def command(
     redactor = Redactor({**settings.secrets(), **launch.order.secrets})
     try:
         code, text = follow(
-            cloud, deployment, lambda: judge(store, id), _say, lambda line: print(redactor.text(line), flush=True)
+            cloud, deployment, Judge(store, id), _say, lambda line: print(redactor.text(line), flush=True)
         )
     except KeyboardInterrupt:
         _say(f"no longer followed; the box goes on. `homerun status {id}`, or end it: `homerun destroy {deployment}`")
@@ -101,24 +101,35 @@ def _introduce(launch: Launch, deployment: str, on: str) -> None:
     _say(f"in another terminal: homerun watch {launch.order.name} · homerun deployments --on {on} --logs {deployment}")
 
 
-def judge(store: Store, run: str) -> Verdict | None:
-    """How the run ended according to the bucket, or None while it may go on."""
-    try:
-        info = restore.run_info(store, run)
-        if info.good:
-            wrong = list(unproven(store, run))
-            if wrong:
-                return (
-                    Exit.UNPROVEN,
-                    f"_SUCCESS is there, but {len(wrong)} objects are not as it says: {', '.join(wrong[:5])}",
-                )
-            return Exit.GOOD, f"{run} is home, proven in {store.url}. Take it: `homerun pull {run} DIR`"
+class Judge:
+    """How the run ended according to the bucket, or None while it may go on. Compares no clocks but its own."""
+
+    def __init__(self, store: Store, run: str):
+        self.store, self.run = store, run
+        self._lease: object = None
+        self._since = time.monotonic()
+
+    def __call__(self) -> Verdict | None:
+        try:
+            info = restore.run_info(self.store, self.run)
+            if info.good:
+                return self._good()
+        except HomerunError as error:  # a hiccup of the bucket is no verdict
+            _say(error.what)
+            return None
+        if info.lease != self._lease:
+            self._lease, self._since = info.lease, time.monotonic()
         code = info.metadata.get("code")
-        if code and time.time() - info.at > QUIET_S:
-            return Exit(code), f"{run} ended with {code}: {info.metadata.get('reason') or 'see its report'}"
-    except HomerunError as error:  # a hiccup of the bucket is no verdict
-        _say(error.what)
-    return None
+        if code and time.monotonic() - self._since > QUIET_S:
+            return Exit(code), f"{self.run} ended with {code}: {info.metadata.get('reason') or 'see its report'}"
+        return None
+
+    def _good(self) -> Verdict:
+        wrong = unproven(self.store, self.run)
+        if wrong:
+            text = f"_SUCCESS is there, but {len(wrong)} objects are not as it says: {', '.join(wrong[:5])}"
+            return Exit.UNPROVEN, text
+        return Exit.GOOD, f"{self.run} is home, proven in {self.store.url}. Take it: `homerun pull {self.run} DIR`"
 
 
 def unproven(store: Store, run: str) -> list[str]:

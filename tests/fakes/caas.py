@@ -102,8 +102,11 @@ class FakeCaaS(FakeService):
         if path == "/deployments":
             return self._list(request)
         if path == "/available-replicas":
-            rows = [{"id": 1, "iso2": "FI", "name": "Finland", "available_replicas": 3}]
-            return Reply(200, {"data": rows if request.query["hardware_id"] == "203" else []})
+            place = {"203": (1, "FI", "Finland", 3), "210": (2, "US", "United States", 1)}.get(
+                request.query["hardware_id"]
+            )
+            keys = ("id", "iso2", "name", "available_replicas")
+            return Reply(200, {"data": [dict(zip(keys, place, strict=True))] if place else []})
         if path == "/price":
             return self._price(request.query)
         match = re.fullmatch(r"/deployment/([0-9a-f-]{36})(?:/(containers|extend|log/[\w-]+))?", path)
