@@ -91,7 +91,7 @@ def table(results: Iterable[Result]) -> Table:
     order = {"pass": 0, "warn": 1, "fail": 2}
     found = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("CHECK", "VERDICT", "SEEN", "WHAT TO DO"):
-        found.add_column(name, overflow="fold")
+        found.add_column(name, overflow="fold", no_wrap=name in ("CHECK", "VERDICT"))
     for result in sorted(results, key=lambda result: (order[result.verdict], result.name)):
         hint = result.hint if result.verdict != "pass" else ""
         found.add_row(result.name, Text(result.verdict, STYLES[result.verdict]), Text(result.seen), Text(hint))

@@ -37,12 +37,12 @@ def command(as_json: bool = typer.Option(False, "--json", help="One JSON array."
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("RUN", "STATUS", "MODEL", "TIME", "COST", "BEST", "WHERE"):
-        table.add_column(name, no_wrap=name != "BEST", overflow="fold")
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
             row["run"], row["status"], row["model"], row["time"], row["cost_text"], row["best_text"], row["where"]
         )
-    Console(highlight=False).print(table)
+    Console(highlight=False, soft_wrap=True).print(table, soft_wrap=True)
 
 
 def collect(settings: Settings) -> list[dict[str, Any]]:

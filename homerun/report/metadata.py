@@ -20,7 +20,8 @@ SIZES = {  # facts that describe the model, under the names of upstream's own li
     "num_heads": "num_heads",
     "num_iterations": "iterations",
     "total_batch_tokens": "batch_tokens",
-    "total_tokens": "tokens",
+    "training_tokens": "tokens",
+    "peak_memory_mib": "peak_memory_mib",
 }
 
 HEADLINES = ("val_bpb", "val_loss", "core", "chatcore")

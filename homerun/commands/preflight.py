@@ -1,0 +1,78 @@
+"""`homerun preflight`: check all that a run needs, in under a minute, before anything is paid for."""
+
+import json
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+import typer
+from rich.console import Console
+
+from homerun.bucket.store import open_store
+from homerun.errors import Exit, HomerunError
+from homerun.job.begin import get_source
+from homerun.job.checks import stage_a
+from homerun.job.request import Request
+from homerun.preflight import Check, Result, failed, run_checks, table
+from homerun.settings import Settings
+from homerun.upstream.plan import read_plan
+
+
+def command(
+    script: str = typer.Option(None, help="A recipe (recipes/toy.sh), or a script of upstream's by name (runcpu)."),
+    upstream: str = typer.Option(None, help="Upstream's repository: a URL, or a folder, which is never written to."),
+    ref: str = typer.Option(None, help="Branch, tag or commit of upstream; unset: its default branch."),
+    nproc: str = typer.Option(None, help="GPUs that the run will use; 0: the CPU; unset: all there are."),
+    phase_args: list[str] = typer.Option([], metavar="PHASE=ARGS", help="As `homerun train` will get them."),
+    skip: list[str] = typer.Option([], metavar="PHASE", help="A phase that the run will leave out."),
+    price: float = typer.Option(None, "--gpu-hour-price", help="US dollars for a GPU and hour."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON array of check, verdict, seen, hint, seconds."),
+) -> None:
+    """Check this machine, the bucket, upstream and the keys. Exit 3 when a run must not begin. Nothing is trained.
+
+    Examples:
+
+        homerun preflight
+
+        homerun preflight --script recipes/toy.sh --json
+    """
+    settings = Settings.load(homerun_gpu_hour_price=price)
+    request = Request.from_arguments(
+        settings, script=script, upstream=upstream, ref=ref, nproc=nproc, phase_args=phase_args, skip=skip
+    )
+    results = check(request)
+    if as_json:
+        print(json.dumps([result.data() for result in results], indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(table(results))
+    bad = failed(results)
+    if bad:
+        print(f"error: {len(bad)} checks failed: {', '.join(result.name for result in bad)}", file=sys.stderr)
+        sys.exit(int(Exit.PREFLIGHT))
+
+
+def check(request: Request) -> list[Result]:
+    """All results of stage A for this request; upstream is read in a folder of its own, removed afterwards."""
+    folder = request.settings.homerun_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".preflight-", dir=folder) as staging:
+        try:
+            source = get_source(request, Path(staging, "src"))
+            plan = read_plan((source.root / source.script).read_bytes())
+            checks = stage_a(
+                settings=request.settings,
+                store=open_store(request.settings),
+                run=request.settings.homerun_run_id or f"_preflight-{secrets.token_hex(4)}",
+                folder=folder,
+                base=Path(staging),
+                source=source,
+                plan=plan,
+                nproc=request.nproc,
+                skip=request.skip,
+                phase_args=request.phase_args,
+            )
+        except HomerunError as error:
+            finding = ("fail", error.what, error.next)
+            checks = [Check("upstream", lambda: finding)]
+        return list(run_checks(checks))
