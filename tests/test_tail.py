@@ -136,7 +136,7 @@ def test_a_log_that_its_writer_removes_or_empties_goes_on(tmp_path):
 
 
 def test_nothing_new_costs_one_fstat(tmp_path, monkeypatch):
-    raw, shown, tail = make(tmp_path, {"KEY": CANARY}, LogReader())
+    raw, _shown, tail = make(tmp_path, {"KEY": CANARY}, LogReader())
     append(raw, b"text " + CANARY.encode()[:5])  # held back: still nothing new
     tail.poll()
     calls = []
@@ -149,7 +149,7 @@ def test_nothing_new_costs_one_fstat(tmp_path, monkeypatch):
 
 
 def test_events_come_from_the_redacted_text_and_the_last_line_counts(tmp_path):
-    raw, shown, tail = make(tmp_path, {"KEY": CANARY}, LogReader())
+    raw, _shown, tail = make(tmp_path, {"KEY": CANARY}, LogReader())
     append(raw, f"2026-11-21 - x - INFO - Saved model parameters to: /x/{CANARY}/model_000010.pt\n".encode())
     append(raw, b"Step 00010 | Validation bpb: 1.5")  # no newline: the phase was killed
     assert tail.poll() == [("saved", {"path": "/x/[KEY]/model_000010.pt", "step": 10})]

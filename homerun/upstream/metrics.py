@@ -1,7 +1,8 @@
 """Log lines → journal events, for every generation of upstream's formats and our own trainer's, which are the same.
 
-A line that is not understood is no error: it is in the log. One bytes pattern lets the great mass of lines pass by
-before anything is decoded; the table below it has one row a kind of line.
+A line that is not understood is no error: it is in the log. Two patterns over the raw bytes let the mass of lines pass by
+(some 400 MB/s of them); a line that they stop at is decoded and tried against `TABLE`, one row a kind of line. Nothing
+that a program prints can make this raise.
 """
 
 import math
@@ -10,45 +11,46 @@ from collections.abc import Callable
 from typing import Any
 
 Found = list[tuple[str, dict[str, Any]]]
+Make = Callable[[re.Match[str]], Found]
 
-LONGEST_LINE = 64 * 1024  # of a line without an end only this much is kept
+LONGEST_LINE = 64 * 1024  # bytes of a line that are looked at; what follows is dropped, so that memory stays bounded
+LONGEST_TEXT = 2000  # characters of a sample or warning that go into an event
 _ANSI = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
-_NUMBER = r"(-?[\d.]+(?:e[+-]?\d+)?|-?nan|-?inf)"
-# torchrun may mark the lines of its workers
-_MARK = rb"(?:\[(?:rank|default)\d+\]:? *)?"
-_MAYBE = re.compile(
-    _MARK + rb"(?: *[Ss]tep +\d|val bpb|CORE |Evaluating: |ChatCORE|Peak memory|Total |Minimum val|Training time|"
-    rb"Vocab size|Number of |Calculated |Using user-provided number|Auto-computed|Done! Downloaded|Tokens : |total  |"
-    rb"unigram|WARNING|Warning: FP8|  ?[A-Za-z][\w-]*: [\d.]+%|[A-Z][\w-]* accuracy: |.{0,120}Saved |<\|bos\|>|"
-    rb"CORE +,|.{0,80}(?:OutOfMemoryError|ChildFailedError|NCCL error|DistBackendError))"
+_RANK = re.compile(r"^\[(?:rank|default)?\d+\]: ?")  # how torchrun marks the lines of its workers
+
+# Lines worth a second look: by how they begin, after colours and torchrun's mark ...
+_WORDS = (
+    rb"(?:[Ss]tep \d|(?:val|train|unigram) bpb|CORE|ChatCORE|Evaluating: |Model: |  [\w-]+: [\d.]+%|Peak memory|Total |"
+    rb"Minimum val|Training time|Vocab size|vocab_size|num_layers|model_dim|num_heads|total  |  \"|Number of |Calculated "
+    rb"|Using user|Estimated FLOPs|Tokens : |Done! |Failed to download|<\|bos\||WARNING|Warning: |FOOTGUN|"
+    rb"20\d\d-[^\n]*? - (?:Saved [mo]|Distributed)|torch\.[\w.]*(?:OutOfMemory|ChildFailed|DistBackend)Error)"
 )
+_BEGINS = re.compile(
+    rb"\n(?:" + _WORDS + rb"|(?:\x1b\[[0-?]*[ -/]*[@-~]|\[(?:rank|default)?\d+\]: ?)+" + _WORDS + rb")"
+)
+# ... or by words somewhere in them.
+_WITHIN = (b" accuracy: ", b"No space left on device", b"CUDA error: out of memory")
 
 
 def _number(text: str) -> float | None:
-    """None for nan and infinities, which JSON cannot say."""
-    value = float(text.replace(",", ""))
+    """None for nan and infinities, which JSON cannot say, and for what is no number."""
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        return None
     return value if math.isfinite(value) else None
 
 
-def _whole(text: str) -> int:
-    return int(text.replace(",", ""))
+def _eval(metric: str, text: str, step: str | None = None, percent: bool = False) -> Found:
+    value = _number(text)
+    if value is None:
+        return _warning(f"{metric} is {text}", "the model has diverged, or the evaluation had no data")
+    data: dict[str, Any] = {"metric": metric, "value": round(value / 100, 6) if percent else value}
+    return [("eval", data if step is None else data | {"step": int(step)})]
 
 
-def _step(match: re.Match[str]) -> Found:
-    """A training step: whichever of the line's parts there are."""
-    step, total, rest = match.groups()
-    data: dict[str, Any] = {"step": int(step)}
-    found: Found = [("step", data)]
-    if total:
-        data["total"] = int(total)
-    for name, text in re.findall(rf"([\w/: ]+?): *{_NUMBER.replace('[', '[,')}", rest):
-        key = _PARTS.get(name.strip(" |"))
-        if key:
-            data[key] = _number(text)
-    if "loss" in data and data["loss"] is None:
-        hint = "a later step will not recover; lower the learning rate or check the data"
-        found.append(("warning", {"text": f"the loss of step {step} is not a number", "hint": hint}))
-    return found
+def _warning(text: str, hint: str) -> Found:
+    return [("warning", {"text": text.strip()[:LONGEST_TEXT], "hint": hint})]
 
 
 _PARTS = {
@@ -61,143 +63,181 @@ _PARTS = {
     "bf16_mfu": "mfu",
     "epoch": "epoch",
 }
+_PART = re.compile(r"\|? *([\w/ ]+): *(-?(?:[\d,.]+(?:e[+-]?\d+)?|nan|inf))")
 
 
-def _eval(metric: str, scale: float = 1.0) -> Callable[[re.Match[str]], Found]:
-    """(step or None, value)"""
-
-    def found(match: re.Match[str]) -> Found:
-        step, text = match.groups()
-        value = _number(text)
-        data: dict[str, Any] = {"metric": metric, "value": None if value is None else round(value * scale, 8)}
-        return [("eval", data if step is None else data | {"step": int(step)})]
-
+def _step(match: re.Match[str]) -> Found:
+    """A training step, with whichever of the line's parts there are; a part named twice counts once, the first time."""
+    step, total, rest = match.groups()
+    data: dict[str, Any] = {"step": int(step)}
+    found: Found = [("step", data)]
+    if total:
+        data["total"] = int(total)
+    for name, text in _PART.findall(rest):
+        key = _PARTS.get(name)
+        if key and key not in data:
+            value = _number(text)
+            data[key] = int(value) if key in ("epoch", "tok_per_sec") and value is not None else value
+    if data.get("loss", 0.0) is None:
+        found += _warning("the loss is not a number", "it will not recover: stop, and lower the learning rate")
     return found
 
 
-def _task(scale: float) -> Callable[[re.Match[str]], Found]:
-    def found(match: re.Match[str]) -> Found:
-        value = _number(match[2])
-        return [
-            ("eval", {"metric": f"accuracy/{match[1]}", "value": None if value is None else round(value * scale, 8)})
-        ]
-
-    return found
+def _pairs(match: re.Match[str]) -> Found:
+    """`Step 00007 | mmlu_acc: 0.000000, arc_easy_acc: 0.250000` and its like: an evaluation for each pair."""
+    pairs = re.findall(r"([\w@]+): (-?[\w.]+)", match[2])
+    return [event for name, text in pairs for event in _eval(name.lower().replace("@", "_at_"), text, match[1])]
 
 
-def _metrics_of_a_step(match: re.Match[str]) -> Found:
-    """`Step 00007 | mmlu_acc: 0.000000, arc_easy_acc: 0.250000`"""
-    pairs = re.findall(rf"(\w+): {_NUMBER}", match[2])
-    return [("eval", {"metric": name, "value": _number(text), "step": int(match[1])}) for name, text in pairs]
-
-
-def _fact(name: str, read: Callable[[str], Any] = _whole) -> Callable[[re.Match[str]], Found]:
-    return lambda match: [("fact", {"name": name, "value": read(match[1])})]
+def _core_task(match: re.Match[str]) -> Found:
+    task, accuracy, centered = match.groups()
+    return _eval(f"accuracy/{task}", accuracy) + _eval(f"centered/{task}", centered)
 
 
 def _saved(match: re.Match[str]) -> Found:
     path = match[1].strip()
-    step = re.search(r"_(\d{6})(?:_rank\d+)?\.", path)
+    step = re.search(r"_(\d{6,})(?:_rank\d+)?\.pt$", path)
     return [("saved", {"path": path, **({"step": int(step[1])} if step else {})})]
 
 
-def _warning(hint: str) -> Callable[[re.Match[str]], Found]:
-    return lambda match: [("warning", {"text": match[0].strip()[:300], "hint": hint})]
+def _fact(name: str) -> Make:
+    def make(match: re.Match[str]) -> Found:
+        value = _number(match[1])
+        whole = value is not None and value.is_integer() and "." not in match[1] and "e" not in match[1]
+        return [] if value is None else [("fact", {"name": name, "value": int(value) if whole else value})]
+
+    return make
 
 
-TABLE: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Found]]] = [
-    (re.compile(pattern), make)
-    for pattern, make in [
-        (r"^step (\d+)(?:/(\d+))? \([\d.]+%\) \| (loss: .*)", _step),
-        (r"^Step (\d+)/(\d+) \| (Training loss: .*)", _step),
-        (rf"^Step (\d+) \| Validation bpb: {_NUMBER}", _eval("val_bpb")),
-        (rf"^Step (\d+) \| Validation loss: {_NUMBER}", _eval("val_loss")),
-        (rf"^(?:Step (\d+) \| )?CORE metric: {_NUMBER}", _eval("core")),
-        (rf"^CORE( ) *,[^,]*, *{_NUMBER}", lambda m: [("eval", {"metric": "core", "value": _number(m[2])})]),
-        (rf"^(?:Step (\d+) \| )?ChatCORE(?: metric)?: {_NUMBER}", _eval("chatcore")),
-        (rf"^(?:Step (\d+) \| )?CORE score: {_NUMBER}%", _eval("chatcore", 0.01)),
-        (r"^Step (\d+) \| (\w+_acc: .*)", _metrics_of_a_step),
-        (rf"^()val bpb: {_NUMBER}", lambda m: [("eval", {"metric": "val_bpb", "value": _number(m[2])})]),
-        (
-            rf"^()unigram(?: val)? bpb: {_NUMBER}",
-            lambda m: [("eval", {"metric": "unigram_bpb", "value": _number(m[2])})],
-        ),
-        (rf"^Evaluating: (\S+) .*accuracy: {_NUMBER} ", _task(1.0)),
-        (rf"^([\w-]+) accuracy: {_NUMBER}%", _task(0.01)),
-        (rf"^ +([A-Z][\w-]*): {_NUMBER}%$", _task(0.01)),
-        (r"^Peak memory usage: ([\d.]+)MiB", _fact("peak_memory_mib", float)),
-        (r"^Total training time: ([\d.]+)m", _fact("total_training_minutes", float)),
-        (rf"^Minimum validation bpb: {_NUMBER}", _fact("min_val_bpb", _number)),
-        (r"^Training time: ([\d.]+)s", _fact("tokenizer_seconds", float)),
-        (r"^Vocab size: ([\d,]+)", _fact("vocab_size")),
-        (r"^Number of parameters: ([\d,]+)", _fact("num_params")),
-        (r"^total +: ([\d,]+)", _fact("num_params")),
-        (
-            r"^(?:Calculated number of iterations.*|Using user-provided number of iterations): ([\d,]+)",
-            _fact("num_iterations"),
-        ),
-        (r"^Total batch size ([\d,]+)", _fact("total_batch_tokens")),
-        (r"^Total number of training tokens: ([\d,]+)", _fact("training_tokens")),
-        (r"^Tokens : .*ratio: ([\d.]+)", _fact("tokens_params_ratio", float)),
-        (r"Saved \w[\w ]* to:? (\S+\.(?:pt|json|pkl))", _saved),
-        (r"^<\|bos\|>(.*)", lambda match: [("sample", {"text": match[0][:2000]})]),
-        (
-            r"^Done! Downloaded: (\d+)/(\d+)",
-            lambda match: [("downloaded", {"got": int(match[1]), "of": int(match[2])})],
-        ),
-        (
-            r"^WARNING: Flash Attention 3 not available.*",
-            _warning("attention falls back to something several times slower: see `homerun preflight`"),
-        ),
-        (r"^WARNING: .*(?:optimizer|sliding window).*", _warning("")),
-        (r"^Warning: FP8 .*", _warning("")),
-        (
-            r".*(?:OutOfMemoryError).*",
-            _warning("halve --device-batch-size: --phase-args base_train=--device-batch-size=16"),
-        ),
-        (r".*(?:NCCL error|DistBackendError).*", _warning("a GPU or its link may be bad; NCCL_DEBUG=INFO says more")),
-    ]
+def _told(hint: str) -> Make:
+    return lambda match: _warning(match[0], hint)
+
+
+_SIZES = {"sequence_len": "sequence_len", "vocab_size": "vocab_size", "n_layer": "depth", "n_head": "num_heads"}
+_SIZES |= {"n_embd": "model_dim"}
+
+_N = r"(-?[\w.+-]+)"  # a number as printed, nan and inf included
+_I = r"([\d,.]+)"  # a number without sign, perhaps with thousands separators
+_ROWS: list[tuple[str, Make]] = [
+    (r"^step (\d+)(?:/(\d+))? \([^)]*\) \| (.*)", _step),
+    (r"^Step (\d+)/(\d+) \| (Training loss: .*)", _step),
+    (rf"^Step (\d+) \| Validation bpb: {_N}", lambda m: _eval("val_bpb", m[2], m[1])),
+    (rf"^Step (\d+) \| Validation loss: {_N}", lambda m: _eval("val_loss", m[2], m[1])),
+    (rf"^(?:Step (\d+) \| )?CORE metric: {_N}", lambda m: _eval("core", m[2], m[1])),
+    (rf"^CORE *, *, *{_N}", lambda m: _eval("core", m[1])),
+    (
+        rf"^Step (\d+) \| ChatCORE: {_N} \| ChatCORE_cat: {_N}",
+        lambda m: _eval("chatcore", m[2], m[1]) + _eval("chatcore_cat", m[3], m[1]),
+    ),
+    (rf"^ChatCORE metric: {_N}", lambda m: _eval("chatcore", m[1])),
+    (r"^CORE score: (-?[\d.]+)%", lambda m: _eval("chatcore", m[1], percent=True)),
+    (r"^Step (\d+) \| (\w+_acc: .*|Pass@\d+: .*)", _pairs),
+    (rf"^Step (\d+)/\d+ \| Average reward: {_N}", lambda m: _eval("reward", m[2], m[1])),
+    (rf"^(?:Model: .*, )?(val|train|unigram) bpb: {_N}", lambda m: _eval(f"{m[1]}_bpb", m[2])),
+    (rf"^Evaluating: (\S+) .*accuracy: {_N} \| centered: {_N}", _core_task),
+    (r"^([\w-]+) accuracy: ([\d.]+)%", lambda m: _eval(f"accuracy/{m[1]}", m[2], percent=True)),
+    (r"^  ([\w-]+): ([\d.]+)%$", lambda m: _eval(f"accuracy/{m[1]}", m[2], percent=True)),
+    (rf"^Peak memory usage: {_I}MiB", _fact("peak_memory_mib")),
+    (rf"^Total training time: {_I}m", _fact("total_training_minutes")),
+    (rf"^Minimum validation bpb: {_N}", _fact("min_val_bpb")),
+    (rf"^Training time: {_I}s", _fact("tokenizer_seconds")),
+    (rf"^(?:Vocab size|vocab_size): {_I}", _fact("vocab_size")),
+    (rf"^num_layers: {_I}", _fact("depth")),
+    (rf"^model_dim: {_I}", _fact("model_dim")),
+    (rf"^num_heads: {_I}", _fact("num_heads")),
+    (rf"^(?:Number of parameters|total +): {_I}$", _fact("num_params")),
+    (rf"^(?:Calculated|Using user-provided|Number of) .*iterations.*: {_I}$", _fact("num_iterations")),
+    (rf"^Total batch size {_I}", _fact("total_batch_tokens")),
+    (rf"^Total number of training tokens: {_I}", _fact("total_tokens")),
+    (rf"^Tokens : .*ratio: {_I}", _fact("tokens_per_param")),
+    (rf"^Estimated FLOPs per token: {_N}", _fact("flops_per_token")),
+    (rf"^Total training FLOPs estimate: {_N}", _fact("total_flops")),
+    (
+        rf'^  "({"|".join(_SIZES)})": {_I}$',
+        lambda m: [("fact", {"name": _SIZES[m[1]], "value": int(_number(m[2]) or 0)})],
+    ),
+    (rf"Distributed world size: {_I}$", _fact("world_size")),
+    (r"Saved (?:model|optimizer) \w+ to: (.+\.pt)", _saved),
+    (r"^<\|bos\|>.*", lambda m: [("sample", {"text": m[0][:LONGEST_TEXT]})]),
+    (r"^Done! Downloaded: (\d+)/(\d+)", lambda m: [("downloaded", {"got": int(m[1]), "of": int(m[2])})]),
+    (r"^Failed to download .*", _told("a shard is missing; the phase ends well all the same, its last line tells")),
+    (
+        r"^WARNING: Flash Attention 3 (?:not available|only supports).*",
+        _told("attention runs several times slower: see `homerun preflight`, and --window-pattern=L helps"),
+    ),
+    (r"^WARNING: SDPA has no support.*", _told("add --phase-args base_train='--window-pattern=L'")),
+    (r"^WARNING: optimizer checkpoint not found.*", _told("the optimizer's files of the base checkpoint are not here")),
+    (r"^Warning: FP8 .*", _told("--fp8 has no effect on this machine: expect the time of bfloat16")),
+    (r"^FOOTGUN WARNING.*", _told("pass the same --device-batch-size as in pretraining, or a smaller one")),
+    (
+        r"^torch\..*OutOfMemoryError.*|^.*CUDA error: out of memory.*",
+        _told("halve the batch: --phase-args PHASE='--device-batch-size=16' (the phase of this log)"),
+    ),
+    (r"^torch\..*DistBackendError.*", _told("a GPU or its link may be bad; NCCL_DEBUG=INFO says more")),
+    (r"^.*No space left on device.*", _told("free space on the disk of HOMERUN_DIR, or rent a larger one")),
+    (r"^torch\..*ChildFailedError.*", _told("a worker died; the first traceback above in this log says why")),
 ]
+TABLE = [(re.compile(pattern), make) for pattern, make in _ROWS]
 
 
 class LogReader:
-    """Takes a phase's output in any chunks; `feed` gives the events of the lines that have ended."""
+    """Takes a phase's output in any chunks; `feed` gives the events (type, data) of the lines that have ended.
+
+    Types and data are those of docs/design.md without `phase`, and `downloaded` {got, of}. A carriage return ends a line
+    too. A warning of one kind is told once. Steps have `tokens` from the line on that tells the batch size.
+    """
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._rest = b""  # the beginning of a line that has not ended, at most LONGEST_LINE
         self._batch_tokens: int | None = None
+        self._warned: set[str] = set()
 
     def feed(self, data: bytes) -> Found:
         if b"\r" in data:
             data = data.replace(b"\r", b"\n")
-        *lines, rest = (self._rest + data).split(b"\n")
-        self._rest = rest[:LONGEST_LINE]
-        found: Found = []
-        for line in lines:
-            if line:
-                found += self._line(line)
-        return found
+        end = data.rfind(b"\n")
+        if end < 0:
+            self._rest = (self._rest + data[:LONGEST_LINE])[:LONGEST_LINE]
+            return []
+        block = b"\n" + self._rest + data[: end + 1]
+        self._rest = data[end + 1 : end + 1 + LONGEST_LINE]
+        return self._block(block)
 
     def flush(self) -> Found:
-        """The last line, where it has no end."""
-        line, self._rest = self._rest, b""
-        return self._line(line)
+        """The events of the last line, where it has no end."""
+        block, self._rest = b"\n" + self._rest + b"\n", b""
+        return self._block(block)
+
+    def _block(self, block: bytes) -> Found:
+        """block: whole lines, each between two newlines."""
+        starts = {match.start() + 1 for match in _BEGINS.finditer(block)}
+        for words in _WITHIN:
+            at = block.find(words)
+            while at >= 0:
+                starts.add(block.rfind(b"\n", 0, at) + 1)
+                at = block.find(words, block.find(b"\n", at))
+        found: Found = []
+        for start in sorted(starts):
+            line = block[start : min(block.find(b"\n", start), start + LONGEST_LINE)]
+            found += self._line(line)
+        return found
 
     def _line(self, line: bytes) -> Found:
         if b"\x1b" in line:
             line = _ANSI.sub(b"", line)
-        if not _MAYBE.match(line):
-            return []
-        text = re.sub(r"^\[(?:rank|default)\d+\]:? *", "", line[:LONGEST_LINE].decode("utf-8", "replace"))
+        text = _RANK.sub("", line.decode("utf-8", "replace"))
         for pattern, make in TABLE:
             if match := pattern.search(text):
-                return [self._told(type, data) for type, data in make(match)]
+                return [event for event in make(match) if self._is_news(*event)]
         return []
 
-    def _told(self, type: str, data: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-        """Steps know their tokens once the batch size was printed."""
+    def _is_news(self, type: str, data: dict[str, Any]) -> bool:
+        if type == "warning":
+            known = data["hint"] in self._warned
+            self._warned.add(data["hint"])
+            return not known
         if type == "fact" and data["name"] == "total_batch_tokens":
             self._batch_tokens = data["value"]
-        if type == "step" and self._batch_tokens:
+        elif type == "step" and self._batch_tokens:
             data["tokens"] = (data["step"] + 1) * self._batch_tokens
-        return type, data
+        return True
