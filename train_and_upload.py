@@ -1,12 +1,9 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.11"
-# dependencies = ["homerun"]
-# ///
 """Train nanochat here and bring the model home: the whole job on one page.
 
 This file is what a rented machine fetches and runs. Edit it, publish it (`homerun publish`), and the next start of the
 container runs your version: no new image. Everything is asked for by environment variables (README, "Settings").
+It runs with the image's homerun, or with a newer one that it declares itself (docs/wrapper.md).
 On your own computer:  python train_and_upload.py --script recipes/toy.sh
 """
 
