@@ -1,4 +1,4 @@
-"""A real S3 server for tests (`weed mini`, one process, ports chosen free) and a proxy in front of it that breaks things.
+"""A real S3 server for tests (`weed mini`, one process, free ports) and a proxy in front of it that breaks things.
 
 `with serve(folder) as server:` gives endpoint, keys and a bucket; `with FaultProxy(server.endpoint) as proxy:` gives
 `proxy.endpoint`, through which `proxy.faults` decide what happens to each request.
@@ -150,7 +150,7 @@ Fault = Callable[[Seen], tuple | None]
 
 
 class FaultProxy:
-    """An HTTP proxy to `upstream`; `fault` may be set at any time. `seen` lists what passed, `body_bytes` counts uploads."""
+    """An HTTP proxy to `upstream`; `fault` may be set at any time. `seen`: the requests; `body_bytes`: uploaded."""
 
     def __init__(self, upstream: str):
         self.upstream, self.fault = urlsplit(upstream), None

@@ -44,7 +44,7 @@ def check_writable(store: Store, run: str) -> Finding:
 def _ignores_conditions(store: Store, key: str, etag: str) -> str | None:
     for name, condition in (("If-None-Match", {"if_none_match": True}), ("If-Match", {"if_match": "0" * len(etag)})):
         with contextlib.suppress(Changed):
-            store.put(key, b"no", **condition)  # type: ignore[arg-type]
+            store.put(key, b"no", **condition)
             return name
     return None
 

@@ -7,8 +7,9 @@ reason: a file that a power cut tore is noticed by its hash wherever it is used.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import suppress
 from pathlib import Path
 
 from homerun.bucket.store import Corrupt, Progress
@@ -73,6 +74,22 @@ def _fetch(
 
         if progress:
             progress(sum(length(index) for index in have))
+
+        def note(done: Iterable[Future[None]]) -> None:
+            failed = None
+            for future in done:
+                index = pending.pop(future)
+                if error := future.exception():
+                    failed = error
+                    continue
+                have.add(index)
+                log.write(f"{index}\n")
+                log.flush()
+                if progress:
+                    progress(length(index))
+            if failed:
+                raise failed
+
         hashed, next_index = 0, 0
         try:
             while hashed < count:
@@ -82,21 +99,16 @@ def _fetch(
                         pending[future] = next_index
                     next_index += 1
                 if hashed not in have:
-                    for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                        index = pending.pop(future)
-                        future.result()
-                        have.add(index)
-                        log.write(f"{index}\n")
-                        log.flush()
-                        if progress:
-                            progress(length(index))
+                    note(wait(pending, return_when=FIRST_COMPLETED).done)
                 while hashed in have and (hashed < next_index or not pending):  # in order, while the others arrive
                     _hash(file.fileno(), hashed * RANGE, length(hashed), digest)
                     hashed += 1
                     if next_index < count and len(pending) < ahead:
                         break
-        finally:
-            wait(pending)
+        except BaseException:
+            with suppress(Exception):  # what else has come meanwhile need not come again
+                note(wait(pending).done)
+            raise
     return digest.hexdigest()
 
 

@@ -99,7 +99,7 @@ class FolderStore:
         before = Stat.of(path)
         with open(path, "rb", buffering=0) as source, self._temporary() as (temporary, fd):
             digest, buffer, copied = hashlib.sha256(), memoryview(bytearray(CHUNK)), 0
-            while size := source.readinto(buffer):
+            while copied < before.bytes and (size := source.readinto(buffer)):  # a file that grows is not chased
                 if self.stop.is_set():
                     raise Stopped("stopped")
                 digest.update(buffer[:size])

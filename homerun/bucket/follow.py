@@ -22,7 +22,7 @@ SEAL = 256 << 10
 @dataclass
 class Segments:
     """One growing file. key: what segments' names begin with; suffix: what they end with; start: the file's offset at
-    which segment `number` begins; lines: whether a segment ends at a line's end."""
+    which segment `number` begins; lines: whether segments end at lines' ends (but for lines longer than a segment)."""
 
     store: Store
     path: Path
@@ -41,16 +41,17 @@ class Segments:
             try:
                 with open(self.path, "rb") as file:
                     file.seek(self.start)
-                    data = file.read(4 * SEAL)
+                    data = file.read(SEAL)
             except FileNotFoundError:
                 return news
-            if self.lines:
+            full = len(data) == SEAL
+            if self.lines and (b"\n" in data or not full):
                 data = data[: data.rfind(b"\n") + 1]
             if len(data) <= self._sent:
                 return news
             self.store.put(self.name, data)
             self._sent, self.end, news = len(data), (self.name, len(data)), True
-            if len(data) >= SEAL:
+            if full:
                 self.start, self.number, self._sent = self.start + len(data), self.number + 1, 0
 
     @property

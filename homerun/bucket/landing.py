@@ -156,7 +156,7 @@ class Landing:
 
         def change(manifest: Manifest) -> None:
             nonlocal gone
-            before = set(manifest.entries)
+            before = set(manifest.entries) | {entry.key for entry in entries}
             manifest.name(entries)
             manifest.unname(superseded(manifest, self.keep_last))
             gone = before - set(manifest.entries)

@@ -81,26 +81,28 @@ def acquire(
             return held
         if held.state == "held" and not _gone(held):
             watching(held)
-            _watch(store, held, watch, wait, clock)
+            held = _watch(store, held, watch, wait, clock)
         return _write(store, replace(wanted, attempt=held.attempt + 1), if_match=held.etag)
     except Changed:
-        other = read(store, run)
-        raise LeaseError(
-            f"{run} was taken by {other.host if other else 'another runner'} a moment ago",
-            f"`homerun status {run}` shows it",
-        ) from None
+        raise _busy(run, read(store, run)) from None
 
 
-def _watch(store: Store, held: Lease, watch: float, wait: Callable[[float], None], clock: Callable[[], float]) -> None:
+def _watch(store: Store, held: Lease, watch: float, wait: Callable[[float], None], clock: Callable[[], float]) -> Lease:
+    """The lease once it is dead or released; LeaseError when it beats."""
     end = clock() + watch
     while clock() < end:
         wait(min(POLL_SECONDS, max(0.0, end - clock())))
         now = read(store, held.run)
+        if now and now.state == "released":
+            return now
         if now is None or now.etag != held.etag:
-            raise LeaseError(
-                f"{held.run} is being run by {held.host} (attempt {held.attempt})",
-                f"`homerun status {held.run}` shows it; stop that runner first",
-            )
+            raise _busy(held.run, now)
+    return held
+
+
+def _busy(run: str, held: Lease | None) -> LeaseError:
+    who = f"{held.host} (attempt {held.attempt})" if held else "another runner"
+    return LeaseError(f"{run} is being run by {who}", f"`homerun status {run}` shows it; stop that runner first")
 
 
 def current(store: Store, run: str, owner: str) -> Lease:

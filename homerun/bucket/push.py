@@ -28,7 +28,7 @@ class Pushed:
 def push(
     settings: Settings, run_dir: Path, watching: Callable[[lease.Lease], None], said: Callable[[str], None]
 ) -> Pushed:
-    """Land every group that was offered and is not proven, as it is on this disk now; then finish, if the run had asked.
+    """Land every group that was offered and is not proven, as it is here now; then finish, if the run had asked.
 
     Raises LeaseError when another runner holds the run.
     """

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,9 @@ def restore_journal(store: Store, run: str, path: Path) -> int:
     events: list[dict[str, Any]] = []
     names = [head.key for head in store.list(f"{run}/journal/") if re.search(r"/a\d+-\d+\.jsonl$", head.key)]
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        for data, _ in pool.map(store.get, names):
-            for event in read_events(data):
+        segments = zip(names, pool.map(store.get, names), strict=True)
+        for _, attempt in groupby(segments, key=lambda segment: segment[0].rpartition("-")[0]):
+            for event in read_events(b"".join(data for _, (data, _) in attempt)):
                 while events and events[-1]["seq"] >= event["seq"]:
                     events.pop()
                 events.append(event)

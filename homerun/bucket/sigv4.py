@@ -19,8 +19,9 @@ def quote_path(path: str) -> str:
 
 
 def query_string(query: Mapping[str, str]) -> str:
-    """Sorted and percent-encoded as the signature wants it; also fit to be sent."""
-    return "&".join(f"{quote(name, safe='-_.~')}={quote(query[name], safe='-_.~')}" for name in sorted(query))
+    """Percent-encoded, then sorted, as the signature wants it; also fit to be sent."""
+    pairs = sorted((quote(name, safe="-_.~"), quote(value, safe="-_.~")) for name, value in query.items())
+    return "&".join(f"{name}={value}" for name, value in pairs)
 
 
 @lru_cache(maxsize=4)

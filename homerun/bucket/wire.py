@@ -1,6 +1,6 @@
 """One S3 endpoint over HTTP/1.1: connections, signatures, retries with jitter, back-off on SlowDown.
 
-A hand-written client on http.client: a quarter of botocore's CPU for a small object, no `Expect: 100-continue` (R2 never
+A hand-written client on http.client: little CPU for a small object, no `Expect: 100-continue` (R2 never
 answers it), and bodies that come straight from a file. benchmarks/bench_transfer.py holds the comparison.
 """
 

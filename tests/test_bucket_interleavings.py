@@ -1,0 +1,144 @@
+"""Hypothesis over interleavings of writing, offering, landing, crashing and restarting, with a reader at every turn.
+
+Crashes are exceptions raised from inside the store, at any of its writes, after or before it took effect; the landing
+is then thrown away and a new one is opened over what was left.
+"""
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from homerun.bucket.folder import FolderStore
+from homerun.bucket.landing import Landing
+from homerun.bucket.outbox import NAMED, Outbox, describe
+from homerun.bucket.restore import read_manifest, restore, verify
+
+
+class Crash(BaseException):
+    """The machine dies here."""
+
+
+class FragileStore(FolderStore):
+    """A folder bucket whose machine dies at the `fuse`-th write, before or after it takes effect."""
+
+    fuse, after = -1, False
+
+    def _burn(self):
+        self.fuse -= 1
+        if self.fuse == 0:
+            raise Crash
+
+    def _around(self, write):
+        if not self.after:
+            self._burn()
+        result = write()
+        if self.after:
+            self._burn()
+        return result
+
+    def put(self, key, data, **condition):
+        return self._around(lambda: super(FragileStore, self).put(key, data, **condition))
+
+    def delete(self, keys):
+        for key in keys:
+            self._around(lambda key=key: super(FragileStore, self).delete([key]))
+
+    def upload(self, path, key, **about):
+        return self._around(lambda: super(FragileStore, self).upload(path, key, **about))
+
+
+GROUPS = st.sampled_from(["c/000001", "c/000002", "c/000003", "c/000004", "tokenizer"])
+
+
+class Interleavings(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        root = Path(self.folder.name)
+        self.dir, self.bucket, self.home = root / "runs" / "run", root / "bucket", root / "pulled"
+        (self.dir / "home").mkdir(parents=True)
+        self.outbox = Outbox(self.dir / "outbox")
+        self.written: dict[str, set[tuple[bytes, bytes]]] = {}  # every whole pair that a group ever was
+        self.landing, self.attempt, self.version = None, 0, 0
+
+    def teardown(self):
+        self.folder.cleanup()
+
+    def pair(self, group):
+        return [f"{group}.model", f"{group}.meta"]
+
+    @rule(group=GROUPS)
+    def write_and_offer(self, group):
+        """A whole new state of a group: both files belong together."""
+        self.version += 1
+        content = tuple(f"{group} {name} {self.version}".encode() for name in ("model", "meta"))
+        for key, data in zip(self.pair(group), content, strict=True):
+            path = self.dir / "home" / key
+            path.parent.mkdir(exist_ok=True)
+            path.with_suffix(".new").write_bytes(data)
+            path.with_suffix(".new").replace(path)
+        self.written.setdefault(group, set()).add(content)
+        step = int(group[2:]) if group.startswith("c/") else None
+        files = [describe(self.dir, f"home/{key}", key) for key in self.pair(group)]
+        self.outbox.offer("artifact", group, files, keep="checkpoint" if step else "always", step=step, score=step)
+
+    @rule(group=GROUPS)
+    def tear(self, group):
+        """Overwrite one file of a group in place, as a writer does that is not done yet; nothing is offered."""
+        path = self.dir / "home" / self.pair(group)[0]
+        if path.exists():
+            path.write_bytes(b"torn")
+
+    @precondition(lambda self: self.landing is None)
+    @rule()
+    def start(self):
+        self.attempt += 1
+        self.store = FragileStore(self.bucket)
+        self.landing = Landing(self.store, "run", self.dir, self.attempt, keep_last=2, spacing=0)
+        self.landing.open()
+        self.inbox = Outbox(self.dir / "outbox")
+        self.waiting = self.inbox.pending()
+
+    @precondition(lambda self: self.landing is not None)
+    @rule(fuse=st.integers(0, 8), after=st.booleans())
+    def land(self, fuse, after):
+        """Land what waits; at the `fuse`-th write (0: never) the machine dies."""
+        self.store.fuse, self.store.after = fuse, after
+        self.waiting += self.inbox.requests()
+        try:
+            while groups := [request for request in self.waiting if request.kind in NAMED]:
+                batch = self.landing.batch(groups)
+                for receipt in self.landing.land(batch):
+                    self.inbox.answer(receipt)
+                self.waiting = [request for request in self.waiting if request not in batch]
+        except Crash:
+            self.landing = None
+
+    @invariant()
+    def a_reader_sees_only_whole_right_groups(self):
+        store = FolderStore(self.bucket)
+        manifest = read_manifest(store, "run")
+        assert all(verdict.verdict == "ok" for verdict in verify(store, "run"))
+        restore(store, "run", self.home, lambda entry: True, manifest=manifest)
+        for group, entries in manifest.groups().items():
+            assert {entry.key for entry in entries} == set(self.pair(group))
+            content = tuple((self.home / key).read_bytes() for key in self.pair(group))
+            assert content in self.written[group]
+
+    @invariant()
+    def what_has_a_receipt_and_was_not_touched_since_is_named_or_superseded(self):
+        named = read_manifest(FolderStore(self.bucket), "run").groups()
+        last = {request.group: request for request in self.outbox.all()}
+        for group, request in last.items():
+            receipt = self.outbox.answered(request.seq)
+            if receipt and receipt.ok and group == "tokenizer":
+                assert group in named
+
+
+Interleavings.TestCase.settings = settings(
+    max_examples=30, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestInterleavings = Interleavings.TestCase
