@@ -59,8 +59,9 @@ _is_sourced() {
 }
 
 _main() {
-	case ${1:-train} in
-	train | -*) [ "${1:-}" != train ] || shift && set -- train "$@" ;;
+	case ${1:-} in
+	-h | --help | --version) set -- homerun "$@" ;;
+	'' | -*) set -- train "$@" ;;
 	esac
 	prepare
 	case $1 in

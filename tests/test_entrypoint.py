@@ -491,6 +491,7 @@ def test_an_unwritable_folder_is_replaced_and_said(tmp_path: Path) -> None:
         ("train", "python3 box.py"),
         ("train --skip x", "python3 box.py --skip x"),
         ("--skip x", "python3 box.py --skip x"),
+        ("--help", "homerun --help"),
         ("shell -c ls", "bash -c ls"),
         ("true 1", "true 1"),
         ("plan --json", "homerun plan --json"),
