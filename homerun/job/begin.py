@@ -19,6 +19,8 @@ from homerun.job.request import Request
 from homerun.job.run import Run, fingerprint, new_id
 from homerun.journal import Event, replay
 from homerun.settings import UPSTREAM_URL
+from homerun.upstream.adapt import Wishes, check_wishes
+from homerun.upstream.flags import module_flags
 from homerun.upstream.plan import Plan, read_plan
 from homerun.upstream.worktree import Source, checkout, recipe
 
@@ -133,10 +135,20 @@ def _new(request: Request) -> tuple[Run, Source]:
 
 
 def get_source(request: Request, dest: Path, commit: str | None = None) -> Source:
-    """The worktree of the request's upstream (at `commit`, where a resume says so), or the recipe's copy."""
+    """The worktree of the request's upstream (at `commit`, where a resume says so), or the recipe's copy.
+
+    Raises RequestError where the request names phases or flags that this script has not.
+    """
     if request.recipe_path:
-        return recipe(request.recipe_path, dest)
-    return checkout(request.upstream or UPSTREAM_URL, commit or request.ref, dest, request.script)
+        source = recipe(request.recipe_path, dest)
+    else:
+        source = checkout(request.upstream or UPSTREAM_URL, commit or request.ref, dest, request.script)
+    check_wishes(
+        read_plan((source.root / source.script).read_bytes()),
+        Wishes(phase_args=request.phase_args, skip=request.skip),
+        lambda step: module_flags(source.root, step.module) if step.module else None,
+    )
+    return source
 
 
 def depths(source: Source, phase_args: Mapping[str, str]) -> set[int]:

@@ -3,11 +3,10 @@
 from dataclasses import replace
 
 from homerun.job.resume import Resume
-from homerun.upstream.adapt import Change, Wishes, adapt
+from homerun.upstream.adapt import Change, Wishes, adapt, skip_reason
 from homerun.upstream.flags import Flags, module_flags
 from homerun.upstream.plan import Plan, Step
 from homerun.upstream.runner import Decision, Phase
-from homerun.upstream.table import lookup
 from homerun.upstream.worktree import Source
 
 
@@ -21,21 +20,13 @@ class Deciding:
     def __call__(self, phase: Phase) -> Decision:
         step = phase.step
         if step is None:
-            return Decision(phase.original)
-        if reason := self._reason_to_skip(phase, step):
+            argv, changes = adapt(None, list(phase.original), self.wishes, None)
+            return Decision(argv, changes=tuple(changes))
+        if reason := skip_reason(step, self.wishes) or self.past.reason_to_skip(phase):
             return Decision(None, reason)
         wishes = replace(self.wishes, resume_step=self.past.step_to_resume(phase))
         argv, changes = adapt(step, list(phase.original), wishes, self.flags(step))
         return Decision(argv, changes=tuple(changes))
-
-    def _reason_to_skip(self, phase: Phase, step: Step) -> str | None:
-        module = (step.module or "").rpartition(".")[2]
-        if {phase.name, step.name, module} & self.wishes.skip:
-            return "you asked to skip it"
-        known = lookup(step.module, step.launcher)
-        if known and known.serves:
-            return "it would serve for ever"
-        return self.past.reason_to_skip(phase)
 
     def flags(self, step: Step) -> Flags | None:
         if step.module and step.module not in self._flags:

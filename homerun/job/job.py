@@ -196,6 +196,7 @@ class Job:
             env=build_environment(self.settings, self.run.home, os.environ),
             plan=start.plan,
             logs=self.logs,
+            attempt=start.attempt,
             base_dir=self.run.base,
             emit=self.emit,
             decide=self.deciding,
@@ -291,7 +292,7 @@ class Job:
         """One sentence: what is secured where."""
         secured = self.state.secured
         size = sum(group.bytes for group in secured)
-        steps = [group for group in secured if group.kind == "checkpoint" and group.step is not None]
+        steps = [group for group in secured if group.kind == "checkpoint" and not group.group.endswith(".optim")]
         newest = f", newest checkpoint {steps[-1].group}" if steps else ""
         return f"{len(secured)} groups, {size / 1e6:,.1f} MB in {self.store.url}{newest}"
 
