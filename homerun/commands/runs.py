@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from homerun.bucket import restore
 from homerun.bucket.store import open_store
@@ -35,14 +33,14 @@ def command(as_json: bool = typer.Option(False, "--json", help="One JSON array."
     if not rows:
         print("no runs yet; `homerun train` starts one", file=sys.stderr)
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("RUN", "STATUS", "MODEL", "TIME", "COST", "BEST", "WHERE"):
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(
-            row["run"], row["status"], row["model"], row["time"], row["cost_text"], row["best_text"], row["where"]
-        )
-    Console(highlight=False, soft_wrap=True).print(table, soft_wrap=True)
+    names = ("run", "status", "model", "time", "cost_text", "best_text", "where")
+    lines = [
+        ("RUN", "STATUS", "MODEL", "TIME", "COST", "BEST", "WHERE"),
+        *([row[name] for name in names] for row in rows),
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def collect(settings: Settings) -> list[dict[str, Any]]:

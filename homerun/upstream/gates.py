@@ -152,6 +152,8 @@ def main():
             seconds = round(time.monotonic() - begun, 3)
             answer = {"name": name, "verdict": verdict, "seen": seen, "hint": hint, "seconds": seconds}
             print(json.dumps(answer), flush=True)
+            if name == "torch" and verdict == "fail":
+                return  # the gates behind it would only say the same, slower
 
 
 if __name__ == "__main__":

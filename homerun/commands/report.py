@@ -1,0 +1,36 @@
+"""`homerun report`: report.md and a page that opens offline, for any run here or in the bucket."""
+
+import webbrowser
+from pathlib import Path
+
+import typer
+
+from homerun.commands._runs import find, moment
+from homerun.errors import RequestError
+from homerun.report.write import write_report
+from homerun.settings import Settings
+
+
+def command(
+    run: str = typer.Argument("latest", help="A run's id, a unique beginning of one, or `latest`."),
+    out: Path = typer.Option(None, "--out", "-o", help="The folder to write to; unset: ./report-RUN."),
+    show: bool = typer.Option(False, "--open", help="Open the page in the browser."),
+) -> None:
+    """Write a run's report; the paths of report.md and index.html are printed.
+
+    Examples:
+
+        homerun report --open
+
+        homerun report nanochat-d20-2026 --out /tmp/report
+    """
+    found = find(Settings.load(), run)
+    state = found.state()
+    if state.seq < 0:
+        raise RequestError(f"{found.id} has written nothing yet", "Try again in some seconds")
+    # The run's own report/ is the job's to write: what is proven in the bucket must not change afterwards.
+    paths = write_report(out or Path(f"report-{found.id}"), state, moment(state))
+    for path in paths:
+        print(path)
+    if show:
+        webbrowser.open(paths[-1].resolve().as_uri())
