@@ -1,8 +1,8 @@
 """Log lines → journal events, for every generation of upstream's formats and our own trainer's, which are the same.
 
-A line that is not understood is no error: it is in the log. Two patterns over the raw bytes let the mass of lines pass by
-(some 400 MB/s of them); a line that they stop at is decoded and tried against `TABLE`, one row a kind of line. Nothing
-that a program prints can make this raise.
+A line that is not understood is no error: it is in the log. One pattern over the raw bytes lets the mass of lines pass
+by (some 400 MB/s); a line that it stops at is decoded and tried against `TABLE`, one row a kind of line. Nothing that a
+program prints can make this raise.
 """
 
 import math
@@ -21,8 +21,8 @@ _RANK = re.compile(r"^\[(?:rank|default)?\d+\]: ?")  # how torchrun marks the li
 # Lines worth a second look: by how they begin, after colours and torchrun's mark ...
 _WORDS = (
     rb"(?:[Ss]tep \d|(?:val|train|unigram) bpb|CORE|ChatCORE|Evaluating: |Model: |  [\w-]+: [\d.]+%|Peak memory|Total |"
-    rb"Minimum val|Training time|Vocab size|vocab_size|num_layers|model_dim|num_heads|total  |  \"|Number of |Calculated "
-    rb"|Using user|Estimated FLOPs|Tokens : |Done! |Failed to download|<\|bos\||WARNING|Warning: |FOOTGUN|"
+    rb"Minimum val|Training time|Vocab size|vocab_size|num_layers|model_dim|num_heads|total  |  \"|Number of |"
+    rb"Calculated |Using user|Estimated FLOPs|Tokens : |Done! |Failed to download|<\|bos\||WARNING|Warning: |FOOTGUN|"
     rb"20\d\d-[^\n]*? - (?:Saved [mo]|Distributed)|torch\.[\w.]*(?:OutOfMemory|ChildFailed|DistBackend)Error)"
 )
 _BEGINS = re.compile(
@@ -183,8 +183,8 @@ TABLE = [(re.compile(pattern), make) for pattern, make in _ROWS]
 class LogReader:
     """Takes a phase's output in any chunks; `feed` gives the events (type, data) of the lines that have ended.
 
-    Types and data are those of docs/design.md without `phase`, and `downloaded` {got, of}. A carriage return ends a line
-    too. A warning of one kind is told once. Steps have `tokens` from the line on that tells the batch size.
+    Types and data are those of docs/design.md without `phase`, and `downloaded` {got, of}. A carriage return ends a
+    line too. A warning of one kind is told once. Steps have `tokens` from the line on that tells the batch size.
     """
 
     def __init__(self) -> None:
