@@ -1,0 +1,56 @@
+"""Finding what `serve`, `chat` and `export` work on: a folder, a run on this machine, or one in the bucket."""
+
+import json
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from homerun.bucket.meter import Meter
+from homerun.bucket.restore import choose, read_manifest, restore, restore_journal
+from homerun.bucket.store import Missing, Store, write_atomic
+from homerun.commands import _runs
+from homerun.errors import RequestError
+from homerun.settings import Settings
+
+
+@dataclass(frozen=True)
+class Source:
+    """folder: what holds the artifact tree. run_dir: a folder with the run's journal and logs, where there is one."""
+
+    folder: Path
+    run_dir: Path | None
+
+    def metadata(self) -> dict[str, Any]:
+        """The run's metadata.json; {} where there is none."""
+        try:
+            return json.loads((self.folder / "metadata.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def find_source(settings: Settings, wanted: str, step: str | None = None) -> Source:
+    """`wanted`: a folder, else a run. A run in the bucket is brought to HOMERUN_DIR/models/<id> first, verified:
+    the tokenizer and one step (`last` by default) of its newest stage."""
+    folder = Path(wanted).expanduser()
+    if folder.is_dir():
+        return Source(folder, folder if (folder / "journal.jsonl").is_file() else None)
+    found = _runs.find(settings, wanted)
+    if found.dir is not None:
+        return Source(found.dir, found.dir)
+    assert found.store is not None
+    dest = settings.homerun_dir / "models" / found.id
+    _bring(found.store, found.id, dest, step)
+    return Source(dest, dest)
+
+
+def _bring(store: Store, run: str, dest: Path, step: str | None) -> None:
+    manifest = read_manifest(store, run)
+    chosen = {entry.key for entry in choose(manifest, inference=True, step=step)}
+    if not chosen:
+        raise RequestError(f"{run} has no model in {store.url} yet", f"`homerun status {run}` shows how far it is")
+    with Meter("pulled", sum(manifest.entries[key].bytes for key in chosen)) as meter:
+        restore(store, run, dest, lambda entry: entry.key in chosen, meter.moved, manifest)
+    restore_journal(store, run, dest / "journal.jsonl")
+    with suppress(Missing):
+        write_atomic(dest / "metadata.json", store.get(f"{run}/metadata.json")[0])
