@@ -13,7 +13,7 @@ export OMP_NUM_THREADS=2
 # a thread that waits sleeps: as fast on an idle machine, and ten times faster where something else wants a core too
 export OMP_WAIT_POLICY=PASSIVE
 export NANOCHAT_BASE_DIR="$HOME/.cache/nanochat"
-mkdir -p $NANOCHAT_BASE_DIR
+mkdir -p "$NANOCHAT_BASE_DIR"
 # glibc: keep the 16 MB logits for the next step instead of asking the kernel for fresh pages (up to 1.8 times faster)
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=1000000000
 
@@ -45,7 +45,7 @@ echo "Waiting for the rest of the dataset..."
 wait $DATASET_PID
 
 # pretrain the d4 model: 1.3M parameters, about one pass over the corpus
-torchrun --standalone --nproc_per_node=1 -m homerun.trainer.base_train -- --depth=4 --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=16 --total-batch-size=2048 --num-iterations=300 --eval-every=100 --save-every=100 --run=$WANDB_RUN
+torchrun --standalone --nproc_per_node=1 -m homerun.trainer.base_train -- --depth=4 --aspect-ratio=32 --head-dim=32 --max-seq-len=128 --device-batch-size=16 --total-batch-size=2048 --num-iterations=300 --eval-every=100 --save-every=100 --run="$WANDB_RUN"
 # evaluate it beside a unigram model, and draw some samples
 torchrun --standalone --nproc_per_node=1 -m homerun.trainer.base_eval -- --split-tokens=65536
 # what can it do as a chat model before it has been taught?
@@ -54,5 +54,5 @@ torchrun --standalone --nproc_per_node=1 -m homerun.trainer.chat_eval -- -i base
 # -----------------------------------------------------------------------------
 # SFT (teach the model conversation special tokens, who it is, and small tasks on words)
 
-torchrun --standalone --nproc_per_node=1 -m homerun.trainer.chat_sft -- --num-iterations=240 --run=$WANDB_RUN
+torchrun --standalone --nproc_per_node=1 -m homerun.trainer.chat_sft -- --num-iterations=240 --run="$WANDB_RUN"
 torchrun --standalone --nproc_per_node=1 -m homerun.trainer.chat_eval -- -i sft
