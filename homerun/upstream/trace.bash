@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2154
 # Watches the commands of one bash script from the inside, without a change to the script.
 #
 # bash sources this ahead of the script (BASH_ENV). The few lines before it, written by tracer.py, set
@@ -36,7 +37,7 @@ __homerun_error() {
   set +eux
   [[ ${BASH_SOURCE[1]} == "$0" ]] || return 0
   ! declare -F -- "${2%%[[:space:]]*}" || kind=function
-  "${__homerun_shim[@]}" error "$__homerun_line" "$1" "$kind" "$2" </dev/null
+  command "${__homerun_shim[@]}" error "$__homerun_line" "$1" "$kind" "$2" </dev/null
 }
 
 __homerun_run() {
@@ -44,7 +45,7 @@ __homerun_run() {
   # Forked since the DEBUG trap fired: this process exists for this command alone (`&`, a member of a pipeline). It
   # becomes the shim, so that $! is the pid that a `kill $!` should reach.
   [[ $BASHPID == "$__homerun_pid" ]] || exec "${__homerun_shim[@]}" begin "$__homerun_line" "$@"
-  "${__homerun_shim[@]}" begin "$__homerun_line" "$@"
+  command "${__homerun_shim[@]}" begin "$__homerun_line" "$@"
 }
 
 __homerun_define() {
