@@ -75,7 +75,7 @@ class Plan:
         module = module_of(argv)
         here = [step for step in here if step.module == module] or here
         here = [step for step in here if step.line == line] or here
-        return max(here, key=lambda step: sum(word in argv for word in step.words), default=None)
+        return max(here, key=lambda step: sum(word.strip("\"'") in argv for word in step.words), default=None)
 
 
 def read_plan(source: bytes) -> Plan:
