@@ -84,11 +84,13 @@ MODULES = {
         print(f"Done! Downloaded: {n - missing}/{n} shards to {base}/base_data")
         """,
     "scripts/tok_train.py": """\
+        import pickle, zipfile
         from nanochat.common import base, fault
         if not fault("tok_train_writes_nothing"):
             (base / "tokenizer").mkdir(exist_ok=True)
-            (base / "tokenizer" / "tokenizer.pkl").write_bytes(b"tokenizer")
-            (base / "tokenizer" / "token_bytes.pt").write_bytes(b"bytes")
+            (base / "tokenizer" / "tokenizer.pkl").write_bytes(pickle.dumps("tokenizer"))
+            with zipfile.ZipFile(base / "tokenizer" / "token_bytes.pt", "w") as file:
+                file.writestr("archive/data.pkl", "bytes")
         print("Training time: 0.10s")
         """,
     "scripts/tok_eval.py": """\

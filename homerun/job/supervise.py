@@ -160,6 +160,10 @@ class Supervisor:
         ended = {phase.name for phase in self.runner.phases if phase.verdict == "ok"}
         for group in self.watch.poll(ended, settled=force):
             self._offer(group)
+        if force:
+            for path in self.watch.unoffered():
+                self.refused[path] = "it is not whole"
+                self.emit("warning", text=f"{path} is not whole, and stays on this machine", hint="")
 
     def _offer(self, group: Group) -> None:
         phase = self._maker(group)

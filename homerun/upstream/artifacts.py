@@ -165,6 +165,11 @@ class Watch:
             return False
         return all(self._before.get(file.path) == file for part in parts for file in part.files)
 
+    def unoffered(self) -> list[str]:
+        """Paths in the tree that no group offered so far holds as they are now: torn, or of no known group."""
+        held = {file for files in self._offered.values() for file in files}
+        return sorted(path for path, file in scan(self.base).items() if file not in held)
+
     def forget(self, name: str) -> None:
         """Offer a group again when it is next found whole: it changed while it was on its way."""
         self._offered.pop(name, None)
