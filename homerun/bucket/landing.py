@@ -124,7 +124,6 @@ class Landing:
         def send(request: Request, index: int, file: File) -> None:
             state = self.run_dir / "outbox" / "uploads" / f"{hashlib.sha1(file.key.encode()).hexdigest()[:16]}.json"
             try:
-                self._unchanged(file)
                 landed = self.store.upload(
                     self.run_dir / file.path, f"{self.run}/{file.key}", state=state, progress=self.progress
                 )

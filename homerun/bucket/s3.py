@@ -241,7 +241,7 @@ class S3Store:
             etag = self._complete(key, unfinished, before.bytes)
         except BaseException as error:
             wait(pending)  # nobody may read from `fd` after it is closed
-            if isinstance(error, FileChanged | Missing):
+            if isinstance(error, FileChanged | Missing | Corrupt):
                 self._abort(key, unfinished.upload_id)
                 if state:
                     state.unlink(missing_ok=True)
@@ -298,11 +298,14 @@ class S3Store:
             for number, etag, crc in parts
         )
         body = f"<CompleteMultipartUpload>{body}</CompleteMultipartUpload>"
-        answer = self.wire.request("POST", key, {"uploadId": unfinished.upload_id}, body=body.encode(), fine=(404,))
-        if answer.status != 404 and b"<Error>" not in answer.body:
+        query = {"uploadId": unfinished.upload_id}
+        answer = self.wire.request("POST", key, query, body=body.encode(), fine=(404, "BadDigest", "InvalidPart"))
+        if answer.status == 400 or b"<Error>" in answer.body and answer.status < 300:
+            raise Corrupt(f"{key} could not be put together: {answer.code}", "It is uploaded again")
+        if answer.status != 404:
             etag = (_xml(answer.body).findtext("ETag") or "").strip('"')
             if expected and etag != expected:
-                raise Corrupt(f"{key} was put together from other parts", "")
+                raise Corrupt(f"{key} was put together from other parts", "It is uploaded again")
             return etag
         # 404 when an earlier try's answer was lost: then the object is there, with the ETag that its parts make.
         landed = self.head(key)

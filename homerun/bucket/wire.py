@@ -148,11 +148,11 @@ class Wire:
         headers: Mapping[str, str] | None = None,
         body: bytes | FilePart = b"",
         *,
-        fine: tuple[int, ...] = (),
+        fine: tuple[int | str, ...] = (),
         patience: float | None = None,
         sink: Callable[[http.client.HTTPResponse], None] | None = None,
     ) -> Answer:
-        """One request, tried until it is answered. Statuses under 300 and those in `fine` are returned, others raised.
+        """One request, tried until it is answered. Statuses under 300, and statuses and codes in `fine`, are returned, others raised.
 
         sink: consumes the body of a good answer itself; what it raises of OSError or HTTPException is tried again.
         """
@@ -171,7 +171,7 @@ class Wire:
                         f"{self._host}: {error.verify_message}", "Check R2_ENDPOINT_URL and the clock"
                     ) from None
             else:
-                if answer.status < 300 or answer.status in fine:
+                if answer.status < 300 or answer.status in fine or answer.code in fine:
                     self.throttle.went_well()
                     return answer
                 code = self.last_error = answer.code

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import typer
 
+from homerun.bucket.meter import Meter
 from homerun.bucket.restore import choose, find_run, read_manifest, restore
 from homerun.bucket.store import Missing, open_store, write_atomic
-from homerun.bucket.meter import Meter
 from homerun.errors import RequestError
 from homerun.settings import Settings
 

@@ -5,9 +5,9 @@ import sys
 
 import typer
 
+from homerun.bucket.meter import Meter
 from homerun.bucket.restore import find_run, read_manifest, verify
 from homerun.bucket.store import open_store
-from homerun.bucket.meter import Meter
 from homerun.errors import Exit
 from homerun.settings import Settings
 
