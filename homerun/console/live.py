@@ -53,7 +53,8 @@ class Live:
 
     def end(self, state: RunState) -> None:
         self._stop()
-        self._print(Text(last_words(state), "bold" if state.code == 0 else "bold red", overflow="fold"))
+        if not self._thread.is_alive():  # else the terminal stands still, and so would we
+            self._print(Text(last_words(state), "bold" if state.code == 0 else "bold red", overflow="fold"))
 
     def close(self) -> None:
         self._stop()

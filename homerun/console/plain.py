@@ -8,6 +8,7 @@ import time
 from typing import TextIO
 
 from homerun.console.words import clock, gauge_words, last_words, words
+from homerun.console.writer import Writer
 from homerun.journal import Event
 from homerun.state import RunState
 
@@ -46,10 +47,10 @@ def clean(line: bytes) -> str:
 
 
 class Plain:
-    """See the module. A closed or full output is given up silently: the run goes on, and its logs have everything."""
+    """See the module."""
 
     def __init__(self, out: TextIO):
-        self._out: TextIO | None = out
+        self._writer = Writer(out)
         self._lines: dict[str, Lines] = {}
         self._running: list[str] = []
         self._told_gauge = 0.0
@@ -75,9 +76,10 @@ class Plain:
         for phase in list(self._lines):
             self._flush(phase)
         self._stamp(time.time(), last_words(state))
+        self.close()
 
     def close(self) -> None:
-        self._write("")
+        self._writer.close()
 
     def _flush(self, phase: str) -> None:
         self._show(phase, self._lines.pop(phase, Lines()).flush())
@@ -85,20 +87,8 @@ class Plain:
     def _show(self, phase: str, lines: list[str]) -> None:
         if lines:
             tag = f"{phase}| " if len(self._running) > 1 else ""
-            self._write("".join(f"{tag}{line}\n" for line in lines))
+            self._writer.write("".join(f"{tag}{line}\n" for line in lines))
 
     def _stamp(self, t: float, text: str | None) -> None:
         if text:
-            self._write("".join(f"[{clock(t)}] {line}\n" for line in text.splitlines()))
-
-    def _write(self, text: str) -> None:
-        if self._out is None:
-            return
-        try:
-            self._out.write(text)
-            self._out.flush()
-        except UnicodeEncodeError:  # a terminal without UTF-8
-            encoding = self._out.encoding or "ascii"
-            self._write(text.encode(encoding, "replace").decode(encoding))
-        except (OSError, ValueError):
-            self._out = None
+            self._writer.write("".join(f"[{clock(t)}] {line}\n" for line in text.splitlines()))
