@@ -56,6 +56,7 @@ class Settings(BaseSettings):
     homerun_upstream_ref: str | None = None  # branch, tag or commit; unset: the default branch
     homerun_phase_args: str | None = None  # JSON object: {"base_train": "--depth=26", ...}
     homerun_skip: Annotated[tuple[str, ...], NoDecode] = ()
+    homerun_skip_checks: Annotated[tuple[str, ...], NoDecode] = ()  # checks of preflight that you know better than
     homerun_script_path: str | None = None  # put first in the script's PATH
     homerun_pass_env: Annotated[tuple[str, ...], NoDecode] = ()  # further variables that the script may see
 
@@ -99,7 +100,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         return (init_settings,)  # load() hands in exactly what it was given
 
-    @field_validator("homerun_skip", "homerun_pass_env", mode="before")
+    @field_validator("homerun_skip", "homerun_skip_checks", "homerun_pass_env", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         return _words(value)

@@ -75,4 +75,5 @@ def check(request: Request) -> list[Result]:
         except HomerunError as error:
             finding = ("fail", error.what, error.next)
             checks = [Check("upstream", lambda: finding)]
-        return list(run_checks(checks))
+        unwanted = request.settings.homerun_skip_checks
+        return list(run_checks(check for check in checks if check.name not in unwanted))

@@ -19,6 +19,7 @@ from homerun.console import open_console
 from homerun.errors import Exit
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
 from homerun.job.bring_back import bring_back
+from homerun.job.checks import stage_a
 from homerun.job.deciding import Deciding
 from homerun.job.gauge import Gauge
 from homerun.job.limits import Limits
@@ -30,6 +31,7 @@ from homerun.job.supervise import Supervisor
 from homerun.job.uploads import Uploads
 from homerun.journal import Event, Journal, replay
 from homerun.machine import describe as describe_machine
+from homerun.preflight import failed, run_checks
 from homerun.report.metadata import write_metadata
 from homerun.report.write import write_report
 from homerun.state import RunState
@@ -170,7 +172,32 @@ class Job:
                 for change in self.deciding.foreseen(start.plan)
             ],
         )
-        return True
+        return self._check(nproc)
+
+    def _check(self, nproc: int) -> bool:
+        """Stage A of preflight, all in well under a minute."""
+        start = self.start
+        checks = stage_a(
+            settings=self.settings,
+            store=self.store,
+            run=self.run.id,
+            folder=self.run.dir,
+            base=self.run.base,
+            source=start.source,
+            plan=start.plan,
+            nproc=nproc,
+            skip=self.request.skip,
+            phase_args=self.request.phase_args,
+        )
+        wanted = [check for check in checks if check.name not in self.settings.homerun_skip_checks]
+        results = []
+        for result in run_checks(wanted):
+            results.append(result)
+            self.emit("check", **result.data())
+        self.console.say(f"{sum(result.verdict == 'pass' for result in results)} of {len(results)} checks passed")
+        if bad := failed(results):
+            self._fail(Exit.PREFLIGHT, "; ".join(f"{result.name}: {result.seen}" for result in bad))
+        return not bad
 
     def _other_world(self, world: int) -> str | None:
         """Optimizer shards are one a process: only the same number of them can go on."""
