@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 from homerun.serve.sampling import Sampling
@@ -24,16 +24,20 @@ class Generation:
     engine's row at its next step.
     """
 
-    def __init__(self, prompt: list[int], sampling: Sampling):
+    def __init__(self, prompt: list[int], sampling: Sampling, on_cancel: Callable[[], None] | None = None):
         self.prompt, self.sampling = prompt, sampling
         self.random = random.Random(sampling.seed)
         self.finish: str | None = None
         self.cancelled = False
         self.loop = asyncio.get_running_loop()
+        self._on_cancel = on_cancel
         self._inbox: asyncio.Queue[int | str | Exception] = asyncio.Queue()
 
     def cancel(self) -> None:
-        self.cancelled = True
+        if not self.cancelled:
+            self.cancelled = True
+            if self._on_cancel:
+                self._on_cancel()
 
     async def __aiter__(self) -> AsyncIterator[int]:
         try:
