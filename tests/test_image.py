@@ -20,7 +20,9 @@ from typing import Any
 import pytest
 
 from homerun.bucket import restore
+from homerun.bucket.manifest import whole_steps
 from tests import fake_upstream, s3
+from tests.fakes.caas import FakeCaaS
 from tests.fakes.gist import FakeGist
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.s3, pytest.mark.timeout(900)]
@@ -117,17 +119,15 @@ class Box:
     def state(self) -> dict[str, Any]:
         return json.loads(docker("inspect", "--format", "{{json .State}}", self.name).stdout)
 
-    def until_secured(self, seconds: float = 120) -> int:
-        """Wait for a checkpoint of base training in the manifest; its step."""
+    def secured(self) -> int:
+        """The newest step of base training that a run could go on from, -1 if there is none."""
+        return max(whole_steps(restore.read_manifest(self.store, self.run_id), "base_checkpoints/d4"), default=-1)
+
+    def until_secured(self, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            entries = restore.read_manifest(self.store, self.run_id).entries.values()
-            steps = [e.step for e in entries if e.step is not None and e.key.startswith("base_checkpoints/")]
-            if steps:
-                return max(steps)
-            assert self.state["Running"], self.log[-3000:]
+        while self.secured() < 0:
+            assert time.monotonic() < deadline and self.state["Running"], self.log[-3000:]
             time.sleep(0.2)
-        raise AssertionError("no checkpoint came: " + self.log[-3000:])
 
     def events(self, tmp_path: Path) -> list[dict[str, Any]]:
         path = tmp_path / "journal.jsonl"
@@ -225,22 +225,14 @@ def test_stop_flushes_and_leaves_with_143_and_a_start_goes_on(box: Any, tmp_path
     running = box(*HARDENED, "--mount", "type=volume,dst=/data", HOMERUN_PHASE_ARGS=LONG, HOMERUN_SAVE_MINUTES="0.05")
     running.start()
     running.until_secured()
-    began = time.monotonic()
     docker("stop", "-t", "60", running.name)
     assert running.state["ExitCode"] == 143, running.log[-3000:]
-    assert time.monotonic() - began < 60
-    secured = (
-        running.until_secured()
-        if running.state["Running"]
-        else max(entry.step or 0 for entry in restore.read_manifest(running.store, running.run_id).entries.values())
-    )
+    secured = running.secured()
     running.start()
     assert running.wait() == 0, running.log[-3000:]
     assert running.is_proven()
-    resumed = [
-        e["resumed_from"] for e in running.events(tmp_path) if e["type"] == "attempt.begin" and e.get("resumed_from")
-    ]
-    assert resumed and resumed[0]["step"] >= 50 and resumed[0]["step"] <= secured
+    second = [event for event in running.events(tmp_path) if event["type"] == "attempt.begin"][1]
+    assert second["resumed_from"]["step"] == secured >= 50
 
 
 def test_a_killed_container_goes_on_in_a_new_one_with_an_empty_disk(box: Any, tmp_path: Path) -> None:
@@ -330,6 +322,75 @@ def test_secrets_may_come_from_files(box: Any, tmp_path: Path, server: s3.Server
     )  # fmt: skip
     running.start()
     assert running.wait() == 0, running.log[-3000:]
+
+
+def test_from_deploy_to_a_model_at_home(image: str, server: s3.Server, tmp_path: Path) -> None:
+    """The whole way: `homerun deploy` against a fake CaaS that really runs the box, then `pull` and `verify`."""
+    upstream = fake_upstream.make(tmp_path / "upstream")
+    port = s3.free_ports(1)[0]
+    order = json.loads((ROOT / "caas_deployment.json").read_text())
+    order["container_config"]["traffic_port"] = port
+    order["container_config"]["env_variables"]["HOMERUN_PORT"] = str(port)
+    file = tmp_path / "deployment.json"
+    file.write_text(json.dumps(order))
+    name = f"homerun-test-{uuid.uuid4().hex[:8]}"
+
+    def launch(body: dict[str, Any]) -> None:
+        config = body["container_config"]
+        settings = {**config["env_variables"], **config["secret_env_variables"]}
+        env = [word for key, value in settings.items() for word in ("--env", f"{key}={value}")]
+        argv = config["entrypoint"]
+        mount = ["-v", f"{upstream}:/upstream:ro", "--network", "host"]
+        docker(
+            "run",
+            "-d",
+            "--name",
+            name,
+            *env,
+            *mount,
+            "--entrypoint",
+            argv[0],
+            body["registry_config"]["image_url"],
+            *argv[1:],
+        )
+
+    with FakeCaaS() as caas, FakeGist() as gist:
+        caas.launch = launch
+        wrapper = gist.write({"train_and_upload.py": (ROOT / "train_and_upload.py").read_bytes()})
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            **server.environ(),
+            "IMAGE": image,
+            "IOCLOUD_API_KEY": caas.key,
+            "CAAS_API_URL": caas.api,
+            "SCRIPT_URL": gist.raw(wrapper),
+            "HOMERUN_UPSTREAM": "/upstream",
+            "NPROC_PER_NODE": "0",
+            "HOMERUN_SERVE_TOKEN": "serve-token-of-test",
+            "WANDB_API_KEY": CANARY,
+        }
+        # Where the fake gist is, is no business of a deployment file: only this test's box needs to know.
+        order["container_config"]["env_variables"] |= gist.environ
+        file.write_text(json.dumps(order))
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "homerun", *arguments]
+            return subprocess.run(
+                command, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=400
+            )
+
+        try:
+            done = run("deploy", str(file), "--max-cost", "140", "--run-id", name)
+            log = docker("logs", name).stderr
+            assert done.returncode == 0, done.stderr + log[-3000:]
+            assert f"{name} is home, proven" in done.stderr and CANARY not in done.stdout + done.stderr
+            assert docker("inspect", "--format", "{{.State.Running}}", name).stdout == "true\n"
+            assert run("verify", name).returncode == 0
+            assert run("pull", name, str(tmp_path / "model"), "--inference").returncode == 0
+            assert (tmp_path / "model" / "chatsft_checkpoints" / "d4" / "model_000010.pt").exists()
+        finally:
+            docker("rm", "-f", "-v", name, check=False)
 
 
 def test_build_and_push_checks_builds_tests_and_prints_what_to_type(image: str) -> None:
