@@ -39,6 +39,8 @@ def main() -> int:
             job.run_script()
         # 5. Everything proven in the bucket, the report, metadata.json, and last of all _SUCCESS.
         job.land()
+        # 6. KEEP_ALIVE=true: the page and the chat stay up on port 8000.
+        job.keep_alive()
     return int(job.code)
 
 

@@ -46,4 +46,5 @@ def command(
         if job.preflight():
             job.run_script()
         job.land()
+        job.keep_alive()
     sys.exit(int(job.code))

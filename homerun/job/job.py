@@ -20,6 +20,7 @@ from homerun.errors import Exit
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
 from homerun.job.bring_back import bring_back
 from homerun.job.checks import stage_a
+from homerun.job.children import uploader, web
 from homerun.job.deciding import Deciding
 from homerun.job.gauge import Gauge
 from homerun.job.limits import Limits
@@ -28,7 +29,6 @@ from homerun.job.resume import Resume
 from homerun.job.saving import save_every
 from homerun.job.signals import Signals
 from homerun.job.supervise import Supervisor
-from homerun.job.uploads import Uploads
 from homerun.journal import Event, Journal, replay
 from homerun.machine import describe as describe_machine
 from homerun.preflight import failed, run_checks
@@ -81,25 +81,31 @@ class Job:
         (self.logs / "raw").mkdir(parents=True, exist_ok=True)
         self.outbox = Outbox(self.run.outbox)
         environ = {**os.environ, "HOMERUN_DIR": str(self.settings.homerun_dir)}
-        self.uploads = Uploads(self.run.dir, attempt, self.start.owner, environ)
+        self.uploads = uploader(self.run.dir, attempt, self.start.owner, environ)
+        wanted = self.settings.keep_alive or "HOMERUN_PORT" in environ or "HOMERUN_PORT_FD" in environ
+        self.web = web(self.run.dir, attempt, environ) if wanted else None
         self.supervisor = Supervisor(
             run=self.run,
             settings=self.settings,
             outbox=self.outbox,
             uploads=self.uploads,
+            web=self.web,
             emit=self.emit,
             text=self.console.text,
             redactor=self.redactor,
             attempt=attempt,
         )
         self.signals.__enter__()
-        self.uploads.start()
+        for child in filter(None, (None if self.start.finished else self.uploads, self.web)):
+            child.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.uploads.close()
+        if self.web:
+            self.web.close()
         self.journal.close()
         self.console.close()
         self.signals.__exit__()
@@ -126,6 +132,9 @@ class Job:
 
     def preflight(self) -> bool:
         """Say what will be done, and check all that can be checked; false when the run must not begin."""
+        if self.start.finished:
+            self.console.say(f"{self.run.id} is finished and proven in {self.store.url}: nothing is trained again")
+            return False
         start, machine = self.start, describe_machine()
         gpus = machine.get("gpus") or []
         nproc = self.request.nproc if self.request.nproc is not None else len(gpus)
@@ -266,6 +275,8 @@ class Job:
 
     def land(self) -> None:
         """Everything handed over and proven; report and metadata; `_SUCCESS` for a good run; the last line."""
+        if self.start.finished:
+            return
         if not self._drain():
             self._fail(Exit.UNPROVEN, self._missing())
         self._close_attempt()
@@ -278,6 +289,18 @@ class Job:
             write_metadata(self.run.metadata, self.state)
         self.console.end(self.state)
 
+    def keep_alive(self) -> None:
+        """Go on serving page and chat after the run, until TERM, Ctrl-C, or as long a silence as was asked for."""
+        if not (self.settings.keep_alive and self.web):
+            return
+        self.uploads.close()  # the lease goes back: nothing of the run changes any more
+        self.console.say(f"serving on port {self.settings.homerun_port} until TERM or Ctrl-C")
+        while self.signals.code is None and not self.web.over:
+            if word := self.web.check():
+                self.console.say(word)
+            self._listen()
+            time.sleep(0.5)
+
     def _drain(self) -> bool:
         """Wait for the uploader's answers to all that was offered; whether all of it is proven."""
         patience = FLUSH_SECONDS if self.signals.code == Exit.TERM else self.settings.homerun_upload_minutes * 60
@@ -287,10 +310,9 @@ class Job:
             self.supervisor.receive()
             if not self.outbox.pending():
                 return not self.supervisor.refused
-            if word := self.uploads.check():
-                self.warn(word)
+            self.supervisor.check_children()
             self._listen()
-            if self.uploads.lost or time.monotonic() > until or self.signals.code != ends_at_once:
+            if self.uploads.over or time.monotonic() > until or self.signals.code != ends_at_once:
                 return False
             time.sleep(0.05)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from homerun.bucket.outbox import Outbox, describe
 from homerun.bucket.store import FileChanged
+from homerun.job.children import Child
 from homerun.job.gauge import Gauge
 from homerun.job.run import Run
-from homerun.job.uploads import Uploads
 from homerun.journal import Emit
 from homerun.machine import sample
 from homerun.redact import Redactor
@@ -41,14 +41,16 @@ class Supervisor:
         run: Run,
         settings: Settings,
         outbox: Outbox,
-        uploads: Uploads,
+        uploads: Child,
+        web: Child | None,
         emit: Emit,
         text: Callable[[str, bytes], None],
         redactor: Redactor,
         attempt: int,
     ):
         """text(phase, new output) goes to the console."""
-        self.run, self.settings, self.outbox, self.uploads = run, settings, outbox, uploads
+        self.run, self.settings, self.outbox = run, settings, outbox
+        self.uploads, self.web = uploads, web
         self.emit, self.text, self.redactor = emit, text, redactor
         self.logs = run.logs(attempt)
         self.groups: dict[int, Group] = {}  # offered and not yet answered, by number
@@ -78,9 +80,8 @@ class Supervisor:
                 self.emit("gauge", **self.gauge.read(time.time(), self.outbox.status().get("pending_bytes")))
             if self._is_due("watchdog", WATCHDOG_SECONDS):
                 self._watchdog()
-            if word := self.uploads.check():
-                self.emit("warning", text=word, hint="training goes on; what is saved stays on disk and is sent later")
-            if self.uploads.lost:
+            self.check_children()
+            if self.uploads.over:
                 self.runner.stop("lease", "another runner took this run over")
             if limit := self.limits():
                 self.runner.stop(*limit)
@@ -88,6 +89,11 @@ class Supervisor:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             self.runner.stop("disk", f"the disk of {self.run.dir} is full")
+
+    def check_children(self) -> None:
+        for child in filter(None, (self.uploads, self.web)):
+            if word := child.check():
+                self.emit("warning", text=word, hint="training goes on; what is saved stays on disk and is sent later")
 
     def _is_due(self, what: str, seconds: float) -> bool:
         now = time.monotonic()

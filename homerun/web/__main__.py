@@ -7,6 +7,7 @@ passed after the run's end with nobody talking to the model.
 import argparse
 import os
 import sys
+import threading
 from pathlib import Path
 
 from homerun.errors import HomerunError
@@ -23,7 +24,10 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--fd", type=int, default=None, help="a listening socket to inherit")
     parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--lifeline", action="store_true", help="end when stdin closes: the job is gone")
     arguments = parser.parse_args()
+    if arguments.lifeline:
+        threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
     kept = environment(os.environ)
     for name in set(os.environ) - set(kept):
         del os.environ[name]
