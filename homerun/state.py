@@ -14,7 +14,7 @@ from homerun.journal import Event
 POINTS = 2000  # per curve: more than a screen has pixels
 WARNINGS, SAMPLES, CHECKS = 200, 60, 500  # the newest are kept
 PACE = 256  # the newest step times, for projections
-PLAIN_METRICS = ("loss", "lrm", "dt_ms", "tok_per_sec", "mfu", "tokens", "epoch")
+STEP_METRICS = ("loss", "lrm", "dt_ms", "tok_per_sec", "mfu")  # what becomes a curve
 LOWER_IS_BETTER = ("bpb", "loss")  # all other metrics of evaluations are better when higher
 
 
@@ -210,6 +210,7 @@ class RunState:
         self.warnings: deque[Notice] = deque(maxlen=WARNINGS)
         self.warned = 0  # all warnings, those no longer kept included
         self.curves: dict[tuple[str, str], Curve] = {}
+        self.tokens_per_step: dict[str, float] = {}  # phase → tokens that one step trains on
         self.evals: dict[tuple[str, str], Eval] = {}
         self.facts: dict[tuple[str, str], Any] = {}
         self.samples: deque[dict[str, Any]] = deque(maxlen=SAMPLES)
@@ -359,10 +360,12 @@ class RunState:
             phase.last_step = (step, t)
         if self.attempts and self.attempts[-1].first_step is None:
             self.attempts[-1].first_step = t
-        for metric in PLAIN_METRICS:
+        for metric in STEP_METRICS:
             value = event.get(metric)
             if value is not None:
                 self._curve(name, metric).add(step, t, value)
+        if event.get("tokens"):
+            self.tokens_per_step[name] = event["tokens"] / (step + 1)
         self.last = event
 
     def _on_eval(self, event: Event) -> None:

@@ -76,7 +76,7 @@ def attempt(story, price=24.0, **more):
         adapted=[
             {
                 "phase": "base_train",
-                "what": "base_train: + --save-every=500",
+                "what": "saves every 500 steps",
                 "added": ["--save-every=500"],
                 "removed": [],
             }

@@ -59,7 +59,7 @@ def test_the_first_line_is_the_verdict():
 def test_it_says_what_ran_where_for_how_much_and_how_good():
     text, _ = rendered(speedrun().state())
     for expected in (
-        "8 × NVIDIA H100 80GB HBM3", "570.86.15", "92d63d4e", "sha256 ea0beb34", "--save-every=500",
+        "8 × NVIDIA H100 80GB HBM3", "570.86.15", "92d63d4e", "sha256 ea0beb34", "saves every 500 steps",
         "From start to first training step: 3 min, $1.07",
         "| chat\\_eval-sft | ARC-Easy | 0.3876 |  | 0.3876 | 0.3876 |",
         "CORE 0.2219 is below GPT-2's 0.2565 (87% of it)", "homerun pull nanochat-d20", "homerun chat", "homerun serve",

@@ -53,7 +53,7 @@ class Plain:
         self._writer = Writer(out)
         self._lines: dict[str, Lines] = {}
         self._running: list[str] = []
-        self._told_gauge = 0.0
+        self._told_gauge: float | None = None
 
     def event(self, event: Event) -> None:
         if event["type"] == "phase.begin":
@@ -61,10 +61,15 @@ class Plain:
         elif event["type"] == "phase.end" and event["phase"] in self._running:
             self._flush(event["phase"])
             self._running.remove(event["phase"])
-        elif event["type"] == "gauge" and event["t"] - self._told_gauge >= GAUGE_SECONDS:
-            self._told_gauge = event["t"]
-            self._stamp(event["t"], gauge_words(event))
+        elif event["type"] == "gauge":
+            self._tell_gauge(event)
         self._stamp(event["t"], words(event))
+
+    def _tell_gauge(self, event: Event) -> None:
+        if self._told_gauge is not None and event["t"] - self._told_gauge >= GAUGE_SECONDS:
+            self._stamp(event["t"], gauge_words(event))
+            self._told_gauge = event["t"]
+        self._told_gauge = self._told_gauge or event["t"]
 
     def text(self, phase: str, data: bytes) -> None:
         self._show(phase, self._lines.setdefault(phase, Lines()).feed(data))

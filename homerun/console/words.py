@@ -54,7 +54,10 @@ def hardware(machine: dict[str, Any]) -> str:
 
 def _plan(event: Event) -> str:
     lines = [f"{len(event.get('phases') or [])} phases planned"]
-    lines += [f"adapted: {change.get('what') or _change(change)}" for change in event.get("adapted") or []]
+    changes: dict[str, list[str]] = {}
+    for change in event.get("adapted") or []:
+        changes.setdefault(change.get("what") or _change(change), []).append(str(change.get("phase")))
+    lines += [f"adapted: {', '.join(phases)}: {what}" for what, phases in changes.items()]
     lines += [f"drift: {text}" for text in event.get("drift") or []]
     return "\n".join(lines)
 
@@ -63,7 +66,7 @@ def _change(change: dict[str, Any]) -> str:
     added, removed = change.get("added") or [], change.get("removed") or []
     parts = [f"+{shlex.join(added)}"] if added else []
     parts += [f"-{shlex.join(removed)}"] if removed else []
-    return f"{change.get('phase')} {' '.join(parts)}"
+    return " ".join(parts)
 
 
 def _check(event: Event) -> str | None:

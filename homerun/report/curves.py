@@ -43,7 +43,7 @@ def plots(states: list[tuple[str, RunState]]) -> list[dict[str, Any]]:
 
 
 def _points(state: RunState, phase: str, metric: str, clock: PaidClock) -> list[list[float | None]]:
-    batch = state.fact("total_batch_tokens", phase) or _tokens_per_step(state, phase)
+    batch = state.fact("total_batch_tokens", phase) or state.tokens_per_step.get(phase)
     points: list[list[float | None]] = []
     for step, t, value in state.curve(phase, metric):
         usd = clock.usd(t)
@@ -57,9 +57,3 @@ def _points(state: RunState, phase: str, metric: str, clock: PaidClock) -> list[
             ]
         )
     return points
-
-
-def _tokens_per_step(state: RunState, phase: str) -> float | None:
-    """From the step lines that count tokens, where no fact says it."""
-    tokens = state.curve(phase, "tokens")
-    return tokens[-1].value / (tokens[-1].step + 1) if tokens else None
