@@ -261,7 +261,7 @@ def test_kill_9_at_a_random_time_leaves_nothing_running_and_the_run_goes_on(plac
 
 def test_a_killed_run_goes_on_from_its_checkpoint_on_an_emptied_disk(place):
     job = _start(place)
-    wait_for(lambda: any("000010" in event["group"] for event in events(place, "secured")))
+    wait_for(lambda: any("000010.optim" in event["group"] for event in events(place, "secured")))
     os.kill(job.pid, signal.SIGKILL)
     job.communicate()
     wait_for(lambda: not alive(place), 20)
@@ -276,7 +276,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_on_an_emptied_disk(place):
 
 
 def test_a_second_runner_of_a_living_run_refuses(place):
-    job = _start(place)
+    job = _start(place, "--phase-args", "base_train=--sleep=2")
     wait_for(lambda: events(place, "step"))
     second = train(place)
     assert second.returncode == Exit.LEASE, second.stdout + second.stderr
