@@ -63,6 +63,7 @@ def test_it_leaves_nanochats_artifact_tree_and_a_model_that_says_who_it_is(toy):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_the_same_seed_gives_the_same_bytes(tmp_path):
     """The whole script, shortened, twice: every artifact equal."""
     short = tmp_path / "short.sh"
