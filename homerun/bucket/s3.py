@@ -300,7 +300,7 @@ class S3Store:
         body = f"<CompleteMultipartUpload>{body}</CompleteMultipartUpload>"
         query = {"uploadId": unfinished.upload_id}
         answer = self.wire.request("POST", key, query, body=body.encode(), fine=(404, "BadDigest", "InvalidPart"))
-        if answer.status == 400 or b"<Error>" in answer.body and answer.status < 300:
+        if answer.status == 400 or (answer.status < 300 and b"<Error>" in answer.body):
             raise Corrupt(f"{key} could not be put together: {answer.code}", "It is uploaded again")
         if answer.status != 404:
             etag = (_xml(answer.body).findtext("ETag") or "").strip('"')

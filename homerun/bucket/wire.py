@@ -152,8 +152,9 @@ class Wire:
         patience: float | None = None,
         sink: Callable[[http.client.HTTPResponse], None] | None = None,
     ) -> Answer:
-        """One request, tried until it is answered. Statuses under 300, and statuses and codes in `fine`, are returned, others raised.
+        """One request, tried until it is answered. Statuses under 300 and those in `fine` are returned, others raised.
 
+        fine: statuses, or the service's codes, that the caller deals with itself.
         sink: consumes the body of a good answer itself; what it raises of OSError or HTTPException is tried again.
         """
         deadline = time.monotonic() + (self.patience if patience is None else patience)
