@@ -56,28 +56,45 @@ def begin(request: Request) -> Start:
     """Find or make the run. Touches nothing of an existing run but its lease. Raises HomerunError."""
     store = open_store(request.settings)
     run = _existing(request, store)
+    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     if run is None:
         run, source = _new(request)
-        history: list[Event] = []
-    else:
+        return _start(request, run, store, source, owner, lease.acquire(store, run.id, owner), [])
+    done = _finished(store, run)
+    held = None if done else lease.acquire(store, run.id, owner, watching=_say_watching)
+    try:  # whoever had the lease may have finished meanwhile: nothing is read before it is ours
+        _check_attempts(request, run, held)
         restore_journal(store, run)
         history = [event for event in replay(run.journal) if event["type"] in REMEMBERED]
-        source = _same_source(request, run, history)
-    plan = read_plan((source.root / source.script).read_bytes())
-    owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-    start = Start(request, run, store, source, plan, owner, history=history)
-    start.finished = store.head(f"{run.id}/_SUCCESS") is not None
-    if not start.finished:
-        held = lease.acquire(store, run.id, start.owner, watching=_say_watching)
-        start.attempt = held.attempt
-        if start.attempt > request.settings.homerun_max_attempts:
+        start = _start(request, run, store, _same_source(request, run, history), owner, held, history)
+        start.finished = done or _finished(store, run)
+    except BaseException:
+        if held:
             lease.release(store, held)
-            raise HomerunError(
-                f"{run.id} was started {start.attempt - 1} times and is not finished",
-                f"Look into `homerun logs {run.id}`; HOMERUN_MAX_ATTEMPTS={start.attempt + 5} lets it go on",
-                Exit.ATTEMPTS,
-            )
+        raise
+    if start.finished and held:
+        lease.release(store, held)
     return start
+
+
+def _start(
+    request: Request, run: Run, store: Store, source: Source, owner: str, held: lease.Lease | None, history: list[Event]
+) -> Start:
+    plan = read_plan((source.root / source.script).read_bytes())
+    return Start(request, run, store, source, plan, owner, held.attempt if held else 0, history)
+
+
+def _finished(store: Store, run: Run) -> bool:
+    return store.head(f"{run.id}/_SUCCESS") is not None
+
+
+def _check_attempts(request: Request, run: Run, held: lease.Lease | None) -> None:
+    if held and held.attempt > request.settings.homerun_max_attempts:
+        raise HomerunError(
+            f"{run.id} was started {held.attempt - 1} times and is not finished",
+            f"Look into `homerun logs {run.id}`; HOMERUN_MAX_ATTEMPTS={held.attempt + 5} lets it go on",
+            Exit.ATTEMPTS,
+        )
 
 
 def _say_watching(held: lease.Lease) -> None:

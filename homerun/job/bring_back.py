@@ -24,9 +24,12 @@ ATTEMPTS = 3
 
 def bring_back(
     store: Store, run: Run, saver: Saver, world_size: int, say: Callable[[str, str], None]
-) -> frozenset[str]:
-    """Make the artifact tree of `run` what a resume may build on; the names of the groups that are whole in it, and of
-    the logs that are in the bucket. say(warning, hint). Raises StoreError."""
+) -> tuple[frozenset[str], dict[str, dict[str, int]]]:
+    """Make the artifact tree of `run` what a resume may build on. say(warning, hint). Raises StoreError.
+
+    The names of the groups that are whole in it and of the logs that are in the bucket; and {phase: {group: step}} as
+    the manifest has it, which may know of a checkpoint that the journal's last lines were lost about.
+    """
     manifest = restore.read_manifest(store, run.id)
     for group in _chosen(manifest):
         _fetch(store, run, manifest, group, say)
@@ -35,7 +38,11 @@ def bring_back(
     _put_aside(run, torn(run.base, saver, world_size, known))
     whole = groups(scan(run.base), saver, world_size)
     logs = {entry.group for entry in entries.values() if entry.group.startswith("logs/")}
-    return frozenset(logs | {group.name for group in whole if group.kind in ("checkpoint", "tokenizer")})
+    made: dict[str, dict[str, int]] = {}
+    for entry in entries.values():
+        if entry.phase and entry.step is not None:
+            made.setdefault(entry.phase, {})[entry.group] = entry.step
+    return frozenset(logs | {group.name for group in whole if group.kind in ("checkpoint", "tokenizer")}), made
 
 
 def _chosen(manifest: Manifest) -> list[str]:

@@ -112,8 +112,9 @@ class Job:
 
     def emit(self, type: str, /, **data: Any) -> Event:
         """One event: into the journal, the state and the console."""
-        if type == "phase.end":
-            self.supervisor.read_logs()  # its last words come before its end
+        if type == "phase.end":  # its last words and what it made come before its end: a resume relies on it
+            self.supervisor.read_logs()
+            self.supervisor.hand_over(force=False)
         event = self.journal.emit(type, **data)
         self.state.apply(event)
         self.console.event(event)
@@ -141,8 +142,7 @@ class Job:
         price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
         depth = max(depths(start.source, self.request.phase_args), default=None)
         saver, world = read_saver(start.source.root), max(1, nproc)
-        proven = bring_back(self.store, self.run, saver, world, self.warn) if start.history else frozenset()
-        past = Resume(start.history, proven)
+        past = Resume(start.history, *bring_back(self.store, self.run, saver, world, self.warn))
         self.watch = Watch(self.run.base, world, saver)
         wishes = Wishes(
             nproc=nproc,

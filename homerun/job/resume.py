@@ -6,7 +6,7 @@ phase is done when the journal says that it ended well AND what it left is whole
 or, for a phase that leaves only figures, when its log is in the bucket.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -64,11 +64,6 @@ def required(past: Past) -> set[str]:
     return {group for _, group in newest.values()} or {_log_group(past.log)}
 
 
-def newest_resumable(past: Past, proven: Collection[str]) -> int | None:
-    steps = [step for group, step in past.groups.items() if {group, f"{group}.optim"} <= set(proven)]
-    return max(steps, default=None)
-
-
 def _log_group(log: str) -> str:
     attempt, _, name = log.removeprefix("logs/").partition("/raw/")
     return f"logs/{attempt}/{name}"
@@ -77,25 +72,37 @@ def _log_group(log: str) -> str:
 class Resume:
     """Answers for each phase that begins: skip it, and why?
 
-    proven: groups that are whole here with the sha256 of the manifest, and logs that the manifest names.
+    proven: groups that are whole here with the sha256 of the manifest, and logs that the manifest names. made: groups
+    and their steps by phase, as the manifest has them.
     """
 
-    def __init__(self, events: Iterable[Event], proven: Collection[str]):
-        self.past, self.proven = history(events), frozenset(proven)
+    def __init__(
+        self, events: Iterable[Event], proven: Collection[str], made: Mapping[str, Mapping[str, int]] | None = None
+    ):
+        self.past, self.proven, self.made = history(events), frozenset(proven), made or {}
         self._anew = False  # something that later phases build on was made again
 
     def step_to_resume(self, phase: "Phase") -> int | None:
         """The newest step from which a phase that did not end can go on: its model and its optimizer are both here."""
         past = self._past_of(phase)
-        return newest_resumable(past, self.proven) if past else None
+        if past is None and not (phase.step and phase.step.counted):
+            return None
+        return self._newest(phase.name, past)
 
     def newest(self) -> tuple[str, int] | None:
         """(phase, step) of the unfinished phase that will go on, for those who want to know beforehand."""
-        for past in reversed(self.past.values()):
-            step = newest_resumable(past, self.proven)
-            if step is not None and not past.ended_well:
-                return past.phase, step
+        by_name = {past.phase: past for past in self.past.values()}
+        for name in reversed([*by_name, *(name for name in self.made if name not in by_name)]):
+            past = by_name.get(name)
+            step = self._newest(name, past)
+            if step is not None and not (past and past.ended_well):
+                return name, step
         return None
+
+    def _newest(self, name: str, past: Past | None) -> int | None:
+        groups = {**self.made.get(name, {}), **(past.groups if past else {})}
+        steps = [step for group, step in groups.items() if {group, f"{group}.optim"} <= self.proven]
+        return max(steps, default=None)
 
     def _past_of(self, phase: "Phase") -> Past | None:
         past = self.past.get((phase.line, phase.index, phase.occurrence))
