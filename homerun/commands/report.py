@@ -1,5 +1,6 @@
 """`homerun report`: report.md and a page that opens offline, for any run here or in the bucket."""
 
+import sys
 import webbrowser
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import typer
 
 from homerun.commands._runs import find, moment
 from homerun.errors import RequestError
+from homerun.report.metadata import metadata
+from homerun.report.sinks import write_tensorboard, write_wandb
 from homerun.report.write import write_report
 from homerun.settings import Settings
 
@@ -15,6 +18,10 @@ def command(
     run: str = typer.Argument("latest", help="A run's id, a unique beginning of one, or `latest`."),
     out: Path = typer.Option(None, "--out", "-o", help="The folder to write to; unset: ./report-RUN."),
     show: bool = typer.Option(False, "--open", help="Open the page in the browser."),
+    tensorboard: Path = typer.Option(None, metavar="DIR", help="Write the metrics as TensorBoard event files, too."),
+    wandb: bool = typer.Option(
+        False, "--wandb", help="Log the metrics to W&B, too (recipes that do not by themselves)."
+    ),
 ) -> None:
     """Write a run's report; the paths of report.md and index.html are printed.
 
@@ -32,5 +39,10 @@ def command(
     paths = write_report(out or Path(f"report-{found.id}"), state, moment(state))
     for path in paths:
         print(path)
+    if tensorboard:
+        count = write_tensorboard(found.events(), tensorboard)
+        print(f"{count} readings; `tensorboard --logdir {tensorboard}`", file=sys.stderr)
+    if wandb:
+        write_wandb(found.events(), found.id, metadata(state, moment(state)))
     if show:
         webbrowser.open(paths[-1].resolve().as_uri())
