@@ -73,18 +73,25 @@ def acquire(
     as soon as it beats. The same `owner` gets its own lease back.
     """
     wanted = Lease(run, 1, owner, socket.gethostname(), this_process())
-    held = read(store, run)
-    try:
-        if held is None:
-            return _write(store, wanted, if_none_match=True)
-        if held.owner == owner and held.state == "held":
-            return held
-        if held.state == "held" and not _gone(held):
-            watching(held)
-            held = _watch(store, held, watch, wait, clock)
-        return _write(store, replace(wanted, attempt=held.attempt + 1), if_match=held.etag)
-    except Changed:
-        raise _busy(run, read(store, run)) from None
+    while True:
+        held = read(store, run)
+        try:
+            if held is None:
+                return _write(store, wanted, if_none_match=True)
+            if held.owner == owner and held.state == "held":
+                return held
+            if held.state == "held" and not _gone(held):
+                watching(held)
+                _watch(store, held, watch, wait, clock)
+            return _write(store, replace(wanted, attempt=held.attempt + 1), if_match=held.etag)
+        except Changed:
+            other = read(store, run)
+            # the uploader of a job that was killed gives the lease back, or beats once more, while we reach for it
+            if other is None or other.state != "held" or _gone(other):
+                continue
+            raise LeaseError(
+                f"{run} was taken by {other.host} a moment ago", f"`homerun status {run}` shows it"
+            ) from None
 
 
 def _watch(store: Store, held: Lease, watch: float, wait: Callable[[float], None], clock: Callable[[], float]) -> Lease:

@@ -177,7 +177,9 @@ class Supervisor:
         try:
             files = [describe(self.run.dir, str(base / file.path), bucket_key(file.path)) for file in group.files]
         except FileChanged:
-            self.watch.forget(group.name)
+            files = []
+        if [(file.bytes, file.mtime_ns) for file in files] != [(file.bytes, file.mtime_ns) for file in group.files]:
+            self.watch.forget(group.name)  # written again since it was found whole
             return
         about: dict[str, Any] = {"phase": phase, "keep": group.keep, "step": group.step, "score": group.score}
         number = self.outbox.offer("artifact", group.name, files, **about)
