@@ -82,16 +82,14 @@ def acquire(
                 return held
             if held.state == "held" and not _gone(held):
                 watching(held)
-                _watch(store, held, watch, wait, clock)
+                held = _watch(store, held, watch, wait, clock)
             return _write(store, replace(wanted, attempt=held.attempt + 1), if_match=held.etag)
         except Changed:
             other = read(store, run)
             # the uploader of a job that was killed gives the lease back, or beats once more, while we reach for it
             if other is None or other.state != "held" or _gone(other):
                 continue
-            raise LeaseError(
-                f"{run} was taken by {other.host} a moment ago", f"`homerun status {run}` shows it"
-            ) from None
+            raise _busy(run, other) from None
 
 
 def _watch(store: Store, held: Lease, watch: float, wait: Callable[[float], None], clock: Callable[[], float]) -> Lease:
