@@ -4,9 +4,9 @@ Money is USD, time seconds, prices USD per hour of the whole machine. None stand
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 from homerun.state import Attempt, Phase, RunState
 
@@ -237,7 +237,7 @@ class Saving:
 class Verdict:
     """What `plan_stop` says. fits: the phase ends, saved and landed, inside the limits. warn: a sentence, or "".
     stop_now: end the phase now (it has told what it keeps). at_step: the step that will be kept.
-    leaves_seconds / leaves_usd: what stopping leaves unspent of the limit that binds."""
+    leaves_seconds, leaves_usd: what stopping leaves unspent of the limit that binds, which is `limit`."""
 
     fits: bool
     warn: str = ""
@@ -245,6 +245,7 @@ class Verdict:
     at_step: int | None = None
     leaves_seconds: float = 0.0
     leaves_usd: float | None = None
+    limit: Literal["budget", "deadline"] = "budget"
 
 
 # A step may start just before we look and end after: margins beside the slow pace.
@@ -261,29 +262,32 @@ def check_limits(
     phase saves on request (our trainer does).
     """
     price = state.attempt.price if state.attempt else None
-    left = seconds_left(limits, spent(state, now), price, now)
+    left, limit = seconds_left(limits, spent(state, now), price, now)
     if left is None:
         return Verdict(fits=True)
     saving = read_saving(state, now, reserve_seconds, saves_when_told)
     if saving is not None:
-        return plan_stop(saving, left, price)
+        return replace(plan_stop(saving, left, price), limit=limit)
     reserve = landing_seconds(state, reserve_seconds) * MARGIN  # no steps to count: only what is there must land
     if left > reserve:
         return Verdict(fits=True)
     newest = max((group.step for group in state.groups.values() if group.step is not None), default=None)
-    return Verdict(
-        False, f"{minutes(left)} are left, as long as the landing needs", True, newest, left, dollars(left, price)
-    )
+    warn = f"{minutes(left)} are left, as long as the landing needs"
+    return Verdict(False, warn, True, newest, left, dollars(left, price), limit)
 
 
-def seconds_left(limits: Limits, spent_usd: float | None, price: float | None, now: float) -> float | None:
-    """Seconds until the first of the limits; None without one, or where a cap meets an unknown price."""
-    found = []
+def seconds_left(
+    limits: Limits, spent_usd: float | None, price: float | None, now: float
+) -> tuple[float | None, Literal["budget", "deadline"]]:
+    """Seconds until the first of the limits, and which; None without one, or where a cap meets an unknown price."""
+    budget = deadline = None
     if limits.cap_usd is not None and spent_usd is not None and price:
-        found.append((limits.cap_usd - spent_usd) / price * 3600)
+        budget = (limits.cap_usd - spent_usd) / price * 3600
     if limits.deadline is not None:
-        found.append(limits.deadline - now)
-    return min(found, default=None)
+        deadline = limits.deadline - now
+    if deadline is not None and (budget is None or deadline <= budget):
+        return deadline, "deadline"
+    return budget, "budget"
 
 
 def read_saving(state: RunState, now: float, reserve_seconds: float, saves_when_told: bool) -> Saving | None:
@@ -308,9 +312,9 @@ def read_saving(state: RunState, now: float, reserve_seconds: float, saves_when_
 
 
 def landing_seconds(state: RunState, reserve_seconds: float) -> float:
-    """From a save to its proof in the bucket: the slowest of this run's checkpoints, else `reserve_seconds`."""
+    """From a save to its proof in the bucket: half as long again as this run's slowest, else `reserve_seconds`."""
     measured = [
-        group.secured_at - group.offered_at + SCAN_SECONDS
+        (group.secured_at - group.offered_at) * 1.5 + SCAN_SECONDS
         for group in state.groups.values()
         if group.step is not None and group.secured_at is not None
     ]

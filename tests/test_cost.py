@@ -164,9 +164,10 @@ def simulate(seed, *, when_told, deadline):
         "saved": saved,
         "stopped": verdict.stop_now,
         "at_step": verdict.at_step,
+        "limit": verdict.limit,
         "warned": warned,
         "interval": max(longest, every * base * (1 + max(0, drift) * step / total)),
-        "landing": max(60, landing + 4) + 10 * base,
+        "landing": max(60, 1.5 * landing + 4) + 10 * base,
     }
 
 
@@ -179,6 +180,7 @@ def test_a_limit_is_never_broken_and_a_checkpoint_is_always_kept(seed, deadline)
     if told["stopped"]:
         assert told["warned"]
         assert told["at_step"] == told["saved"]
+        assert told["limit"] == ("deadline" if deadline else "budget")
         assert told["left"] <= 1.3 * told["interval"] + told["landing"]
 
 
@@ -219,4 +221,4 @@ def test_the_landing_is_measured_where_it_can_be():
     story = Story()
     story("group", group="g", step=5, phase="p")
     story("secured", 20, group="g", seconds=18)
-    assert landing_seconds(story.state(), 600) == 24
+    assert landing_seconds(story.state(), 600) == 34

@@ -16,7 +16,7 @@ from homerun.settings import Settings
 
 def command(
     run: str = typer.Argument("latest", help="A run's id, a unique beginning of one, or `latest`."),
-    out: Path = typer.Option(None, "--out", "-o", help="The folder to write to; unset: ./report-RUN."),
+    out: Path = typer.Option(None, "--out", "-o", help="The folder to write to; unset: HOMERUN_DIR/reports/RUN."),
     show: bool = typer.Option(False, "--open", help="Open the page in the browser."),
     tensorboard: Path = typer.Option(None, metavar="DIR", help="Write the metrics as TensorBoard event files, too."),
     wandb: bool = typer.Option(
@@ -31,12 +31,13 @@ def command(
 
         homerun report nanochat-d20-2026 --out /tmp/report
     """
-    found = find(Settings.load(), run)
+    settings = Settings.load()
+    found = find(settings, run)
     state = found.state()
     if state.seq < 0:
         raise RequestError(f"{found.id} has written nothing yet", "Try again in some seconds")
     # The run's own report/ is the job's to write: what is proven in the bucket must not change afterwards.
-    paths = write_report(out or Path(f"report-{found.id}"), state, moment(state))
+    paths = write_report(out or settings.homerun_dir / "reports" / found.id, state, moment(state))
     for path in paths:
         print(path)
     if tensorboard:
