@@ -24,7 +24,7 @@ lint: $(VENV)/.test ## ruff, mypy, shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck -x recipes/*.sh .ci/run
+	$(BIN)/shellcheck -x recipes/*.sh entrypoint/*.sh build_and_push.sh .ci/run
 
 bench: $(VENV)/.test ## the figures of benchmarks/RESULTS.md, measured again here
 	$(BIN)/python -m benchmarks
