@@ -41,6 +41,13 @@ def test_it_says_what_came_out_and_what_it_cost():
     assert all(checkpoint["secured"] for checkpoint in found["checkpoints"])
 
 
+def test_bits_per_byte_of_chats_are_not_those_of_text():
+    story = Story()
+    for phase, value in (("base_train", 1.1), ("chat_sft", 0.01)):
+        story("eval", phase=phase, metric="val_bpb", value=value, step=1)
+    assert metadata(story.state())["best"]["val_bpb"] == 1.1
+
+
 def test_a_failed_run_names_its_phase_and_reason():
     found = metadata(speedrun(fails="base_train").state())
     assert (found["status"], found["code"]) == ("failed", 4)

@@ -141,10 +141,16 @@ def model(state: RunState) -> dict[str, Any]:
 
 
 def best(state: RunState) -> dict[str, float]:
-    """The figures a person asks for first: lowest val_bpb, highest core, chatcore and accuracies over all phases."""
+    """The figures a person asks for first: lowest val_bpb, highest core, chatcore and accuracies over all phases.
+
+    Bits per byte count on text, so those of base phases; chat tuning's are of its own easy data.
+    """
     found: dict[str, float] = {}
-    for (_, metric), e in state.evals.items():
+    based = any(phase.startswith("base") for phase, _ in state.metric("val_bpb"))
+    for (phase, metric), e in state.evals.items():
         wanted = metric in HEADLINES or metric.startswith("accuracy/") or metric.endswith("_acc")
+        if metric == "val_bpb" and based and not phase.startswith("base"):
+            continue
         if wanted and (metric not in found or is_better(metric, e.best, found[metric])):
             found[metric] = e.best
     return found
