@@ -47,7 +47,7 @@ def _failed(
     reason = describe(status)
     if word := _last_words(said):
         reason = f"{reason}: {word}"
-    if step and step.piped and status == -signal.SIGPIPE:
+    if step and step.piped and status in (-signal.SIGPIPE, 128 + signal.SIGPIPE):
         return Verdict("tolerated", "its reader had read enough")
     if known.keeps_file and (kept := _kept(argv, cwd, began)):
         return Verdict("harmless", f"{reason}; {kept} was there before and is as it was")

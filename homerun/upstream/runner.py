@@ -361,7 +361,7 @@ class Runner:
             return
         first = command.strip().partition("\n")[0][:200]
         text = f"line {line}: `{first}` ended with status {status}"
-        if kind == b"function" or _ANSWERS.match(command) or _ASSIGNMENT.match(command):
+        if kind != b"command" or _ANSWERS.match(command) or _ASSIGNMENT.match(command):
             self._emit("warning", text=text, hint="the script goes on, as it would under bash")
             shim.answer(b"go", b"0")
         else:

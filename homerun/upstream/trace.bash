@@ -1,4 +1,4 @@
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC1007,SC2016,SC2154
 # Watches the commands of one bash script from the inside, without a change to the script.
 #
 # bash sources this ahead of the script (BASH_ENV). The few lines before it, written by tracer.py, set
@@ -10,14 +10,18 @@
 unset BASH_ENV # else every bash below would come here
 [[ $0 == "$__homerun_script" ]] || return 0
 __homerun_here=${BASH_SOURCE[0]}
-__homerun_line=0 __homerun_pid=$BASHPID __homerun_hidden=
+__homerun_line=0 __homerun_pid=$BASHPID __homerun_hidden= __homerun_command= __homerun_kind=command
 
 # Before each simple command: where are we? $1 LINENO, $2 the command, $3 the script's $_, last so that it survives.
 __homerun_debug() {
   local -
   set +eux
   [[ ${BASH_SOURCE[1]} != "$__homerun_here" ]] || return 0
-  __homerun_pid=$BASHPID
+  if [[ $BASHPID != "$__homerun_pid" ]]; then # forked by the last command: for a $( ), whose failure bash ignores?
+    [[ $__homerun_command != *'$('* && $__homerun_command != *'`'* ]] || __homerun_kind=substitution
+    __homerun_pid=$BASHPID
+  fi
+  __homerun_command=$2
   [[ ${BASH_SOURCE[1]} == "$0" ]] || return 0 # a sourced file's lines are not the script's
   __homerun_line=$1
   case $2 in
@@ -33,7 +37,7 @@ __homerun_debug() {
 # A command failed and nobody tests its status: the job decides; where it does not answer, we never go on.
 # $1 status, $2 the command.
 __homerun_error() {
-  local - kind=command
+  local - kind=$__homerun_kind
   set +eux
   [[ ${BASH_SOURCE[1]} == "$0" ]] || return 0
   ! declare -F -- "${2%%[[:space:]]*}" || kind=function
