@@ -42,7 +42,7 @@ $(VENV)/.train: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.test: $(VENV)/.train
 	@echo "installing what the tests need into $(VENV) (once)"
-	$(PIP) --editable '.[test,lint]'
+	$(PIP) --editable '.[test,upstream,lint]'
 	@touch $@
 
 clean: ## remove the environment and the caches (never a run)
