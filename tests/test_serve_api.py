@@ -8,11 +8,11 @@ import time
 import httpx
 import openai
 import pytest
-import torch
 from fastapi import FastAPI
 
 from homerun.serve.api import install_errors, router
-from homerun.serve.models import Models, load_ours
+from homerun.serve.models import Models
+from homerun.serve.ours import load_ours
 from tests.serve_live import live
 from tests.serve_tree import make_tree
 
@@ -20,7 +20,7 @@ from tests.serve_tree import make_tree
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     tree = make_tree(tmp_path_factory.mktemp("tree"), ("base", "sft"))
-    models = Models(tree, functools.partial(load_ours, device=torch.device("cpu")))
+    models = Models(tree, functools.partial(load_ours, device="cpu"))
     yield models
     models.close()
 

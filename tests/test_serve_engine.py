@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from homerun.serve.cache import Pass, SlotCache
 from homerun.serve.calculator import LONGEST, Caller, calculate
 from homerun.serve.checkpoints import choose, find_checkpoints, load_tokenizer
+from homerun.serve.draw import draw
 from homerun.serve.engine import BatchEngine
 from homerun.serve.generation import Busy, EngineDied
-from homerun.serve.models import load_ours
-from homerun.serve.sampling import Sampling, draw
+from homerun.serve.ours import load_ours
+from homerun.serve.sampling import Sampling
 from homerun.serve.text import TextStream
 from tests.serve_tree import make_tree
 
@@ -26,7 +27,7 @@ def tree(tmp_path_factory):
 
 @pytest.fixture
 def engine(tree):
-    engine = load_ours(find_checkpoints(tree)[0], torch.device("cpu"))
+    engine = load_ours(find_checkpoints(tree)[0], "cpu")
     yield engine
     engine.close()
 
@@ -87,7 +88,7 @@ def test_batched_logits_equal_unbatched_ones(engine):
 
 
 def test_a_short_prompt_does_not_wait_for_a_long_one(tree):
-    engine = load_ours(find_checkpoints(tree)[0], torch.device("cpu"))
+    engine = load_ours(find_checkpoints(tree)[0], "cpu")
     engine.chunk = 4  # 200 prompt tokens are 50 turns
 
     async def main():
@@ -120,7 +121,7 @@ def test_an_answer_that_nobody_reads_any_more_leaves_the_batch(engine):
 
 
 def test_a_full_queue_refuses_and_a_cancelled_place_in_it_is_free_again(tree):
-    loaded = load_ours(find_checkpoints(tree)[0], torch.device("cpu"))
+    loaded = load_ours(find_checkpoints(tree)[0], "cpu")
     engine = BatchEngine(loaded.model, loaded.tokenizer, slots=1, queue=2)
     loaded.close()
 
@@ -162,7 +163,7 @@ def test_a_failing_model_fails_its_answers_and_serves_the_next(engine, monkeypat
 
 
 def test_closing_fails_what_is_being_written(tree):
-    engine = load_ours(find_checkpoints(tree)[0], torch.device("cpu"))
+    engine = load_ours(find_checkpoints(tree)[0], "cpu")
 
     async def main():
         generation = engine.submit(prompt_of(engine, 0), Sampling(240, seed=0))
@@ -355,3 +356,10 @@ def test_a_tokenizer_that_would_run_code_is_refused(tmp_path):
     with pytest.raises(RequestError, match="mkdir"):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "pwned").exists()
+
+
+def test_the_folders_are_those_that_training_writes():
+    from homerun.serve import checkpoints
+    from homerun.trainer import checkpoint
+
+    assert checkpoints.FOLDERS == checkpoint.FOLDERS

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from homerun.errors import RequestError
 from homerun.serve.checkpoints import find_checkpoints
@@ -128,7 +127,7 @@ def test_ours_serves_only_what_upstream_means_the_same_by(tree, tmp_path):
     checkpoint = find_checkpoints(tree)[0]
     kinds = []
     for scale in (1.0, 1.3):
-        engine = load(checkpoint, torch.device("cpu"), make_checkout(tmp_path / str(scale), scale))
+        engine = load(checkpoint, "cpu", make_checkout(tmp_path / str(scale), scale))
         kinds.append(type(engine))
         engine.close()
     assert kinds == [BatchEngine, UpstreamEngine]
@@ -177,6 +176,6 @@ def test_the_real_upstream_of_october_2025_serves_and_agrees_with_ours(tree, tmp
         assert finish == "stop" or len(tokens) == 10
     finally:
         engine.close()
-    served = load(find_checkpoints(tree)[0], torch.device("cpu"), tmp_path / "src")
+    served = load(find_checkpoints(tree)[0], "cpu", tmp_path / "src")
     served.close()
     assert isinstance(served, BatchEngine)

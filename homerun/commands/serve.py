@@ -15,6 +15,7 @@ def command(
     port: int = typer.Option(None, help="Default: HOMERUN_PORT, else 8000; 0 takes any that is free."),
     host: str = typer.Option("127.0.0.1", help="0.0.0.0 lets other machines in."),
     device: str = typer.Option("", help="cuda or cpu; unset: the GPU if there is one."),
+    upstream: Path = typer.Option(None, help="Upstream's checkout at the run's commit, where it is not in the run."),
     step: str = typer.Option(None, help="For a run in the bucket: `last`, `best` or a step; unset: the last."),
 ) -> None:
     """Serve a run's models: a chat page, and an API for OpenAI's clients.
@@ -35,7 +36,7 @@ def command(
 
     settings = Settings.load()
     source: Source = find_source(settings, run, step)
-    models = open_models(source.folder, device)
+    models = open_models(source.folder, device, upstream)
     models.list()
     run_dir = source.run_dir
     site = Site(

@@ -14,9 +14,15 @@ from typing import Any
 import tiktoken
 
 from homerun.errors import RequestError
-from homerun.trainer.checkpoint import FOLDERS
 from homerun.trainer.tokenizer import Tokenizer
 
+# As homerun.trainer.checkpoint has them, which needs torch; the web process of a box may have none.
+FOLDERS = {
+    "base": "base_checkpoints",
+    "mid": "mid_checkpoints",
+    "sft": "chatsft_checkpoints",
+    "rl": "chatrl_checkpoints",
+}
 PREFERENCE = ("sft", "rl", "mid", "base")  # the first stage there is, is what people mean by "the model"
 
 

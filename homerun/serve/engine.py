@@ -13,8 +13,9 @@ from torch import Tensor
 
 from homerun.serve.cache import Pass, SlotCache
 from homerun.serve.calculator import Caller
+from homerun.serve.draw import draw
 from homerun.serve.generation import Busy, EngineDied, Generation, News, deliver
-from homerun.serve.sampling import Sampling, draw
+from homerun.serve.sampling import Sampling
 from homerun.trainer.model import GPT, SOFTCAP, rotary
 from homerun.trainer.tokenizer import Tokenizer
 

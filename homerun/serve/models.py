@@ -5,12 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
-from homerun.serve.checkpoints import Checkpoint, choose, find_checkpoints, find_tree, load_tokenizer
-from homerun.serve.engine import BatchEngine
+from homerun.serve.checkpoints import Checkpoint, choose, find_checkpoints, find_tree
 from homerun.serve.generation import Busy, Engine
-from homerun.trainer.model import GPT, GPTConfig
 
 Load = Callable[[Checkpoint], Engine]  # slow; called on a worker thread
 
@@ -60,18 +56,3 @@ class Models:
 def _working(engine: Engine) -> bool:
     stats = engine.stats()
     return bool(stats["running"] or stats["queued"])
-
-
-def load_ours(checkpoint: Checkpoint, device: torch.device) -> BatchEngine:
-    """Our own engine for a checkpoint of the October 2025 architecture: float32 on a CPU, bfloat16 on a GPU.
-
-    TypeError or RuntimeError where the checkpoint is of another architecture.
-    """
-    config = GPTConfig(**checkpoint.meta()["model_config"])
-    state = torch.load(checkpoint.model_path, map_location="cpu", weights_only=True, mmap=True)
-    with torch.device("meta"):
-        model = GPT(config)
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    model.to_empty(device=device).to(dtype)
-    model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in state.items()})
-    return BatchEngine(model.eval(), load_tokenizer(checkpoint.tree))

@@ -11,11 +11,10 @@ from typing import Any
 
 from homerun.cost import PaidClock, phase_cost, phase_seconds, project, totals
 from homerun.journal import Event, Follower
-from homerun.state import PLAIN_METRICS, Attempt, Phase, RunState
+from homerun.state import STEP_METRICS, Attempt, Phase, RunState
 
 SILENT_SECONDS = 120.0  # a job that lives writes at least every 15 s
 NEWEST = 20_000  # curve points kept to bring a reader up to date; who lags further gets whole curves
-SHOWN_METRICS = tuple(metric for metric in PLAIN_METRICS if metric not in ("tokens", "epoch"))
 
 Points = dict[str, list[list[float]]]  # "phase/metric": [[step, t, value], …]
 
@@ -46,7 +45,6 @@ class Board:
         return {
             f"{phase}/{metric}": [[p.step, p.t, p.value] for p in curve.points()]
             for (phase, metric), curve in self.state.curves.items()
-            if metric not in PLAIN_METRICS or metric in SHOWN_METRICS
         }
 
     def points_after(self, seq: int) -> Points | None:
@@ -66,7 +64,7 @@ def _points(event: Event) -> list[tuple[str, list[float]]]:
     match event["type"]:
         case "step" if event.get("step") is not None:
             phase, step = event["phase"], event["step"]
-            return [(f"{phase}/{m}", [step, t, event[m]]) for m in SHOWN_METRICS if event.get(m) is not None]
+            return [(f"{phase}/{m}", [step, t, event[m]]) for m in STEP_METRICS if event.get(m) is not None]
         case "eval" if event.get("step") is not None and event.get("value") is not None:
             return [(f"{event['phase']}/{event['metric']}", [event["step"], t, event["value"]])]
         case "machine":
@@ -117,7 +115,7 @@ def snapshot(state: RunState, now: float | None = None) -> dict[str, Any]:
         },
         "gauge": _plain(state.gauge, "lost_minutes", "lost_usd", "secured_step", "pending_bytes") if running else None,
         "phases": _phases(state, now),
-        "last": _plain(state.last, "phase", "step", "total", *PLAIN_METRICS),
+        "last": _plain(state.last, "phase", "step", "total", *STEP_METRICS),
         "evals": [
             {"phase": phase, "metric": metric, **asdict(found)} for (phase, metric), found in state.evals.items()
         ],
