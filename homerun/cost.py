@@ -382,4 +382,4 @@ def money(usd: float | None) -> str:
     """`$0.0042`, `$3.17`, `?` where unknown."""
     if usd is None:
         return "?"
-    return f"${usd:.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.4f}"
+    return f"${usd:.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"

@@ -70,7 +70,8 @@ def _phases(state: RunState, now: float, width: int, height: int) -> Table:
         cells.append(Text("" if phase.verdict == "skipped" else minutes(phase_seconds(phase, now))))
         if wide:
             cost = phase_cost(state, phase, now)
-            cells.append(Text("" if cost is None or phase.background else money(cost), "dim"))
+            free = cost is None or phase.background or phase.verdict == "skipped"
+            cells.append(Text("" if free else money(cost), "dim"))
         table.add_row(*cells)
     for name in later_phases(state)[: max(0, most - len(phases))]:
         table.add_row(".", Text(name, "dim"), *[""] * (4 if wide else 1))

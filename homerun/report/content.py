@@ -237,9 +237,10 @@ def _evaluations(state: RunState) -> Section:
         rows.append([*cells, "" if theirs is None else f"{theirs:.4f}"])
     if not rows:
         return Section("Evaluations")
-    blocks: list[Block] = [
-        Table(["phase", "metric", "value", "step", "best", "published"], rows, frozenset({2, 3, 4, 5}))
-    ]
+    header = ["phase", "metric", "value", "step", "best", "published"]
+    if not any(row[-1] for row in rows):
+        header, rows = header[:-1], [row[:-1] for row in rows]
+    blocks: list[Block] = [Table(header, rows, frozenset({2, 3, 4, 5}))]
     core = max((found.best for _, found in state.metric("core")), default=None)
     if core is not None:
         side = "above" if core > GPT2_CORE else "below"

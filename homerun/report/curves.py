@@ -34,7 +34,8 @@ def plots(states: list[tuple[str, RunState]]) -> list[dict[str, Any]]:
             for phase, name in state.curves:
                 if name == metric:
                     points = _points(state, phase, metric, clock)
-                    if len(points) > 1:  # one reading is no curve; the tables have it
+                    told = any(point[-1] for point in points)  # MFU is 0 throughout on a CPU
+                    if told and len(points) > 1:  # one reading is no curve; the tables have it
                         shown = " ".join(filter(None, [label, "" if phase == "machine" else phase]))
                         series.append({"name": shown or title, "points": points})
         if series:
