@@ -316,3 +316,24 @@ def test_without_a_writable_folder_it_is_one_line_and_exit_2(place, tmp_path):
     done = train({**place, "HOMERUN_DIR": str(tmp_path / "file" / "x")})
     assert done.returncode in (Exit.REQUEST, Exit.PREFLIGHT), done.stdout + done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+def test_a_full_disk_ends_the_run_with_what_is_safe_said(place, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this machine cannot mount a tmpfs")
+    try:
+        upstream = Path(place["HOMERUN_DIR"]).parent / "upstream"
+        hog = 'open(os.environ["HOME"] + "/hog", "wb").write(b"x" * (1 << 30))'
+        (upstream / "scripts" / "base_eval.py").write_text(f"import os\n{hog}\n")
+        small = {**place, "HOMERUN_DIR": str(disk / "dir"), "HOMERUN_SKIP_CHECKS": "disk,disk-speed,bucket-landing"}
+        done = homerun("train", "--upstream", str(upstream), **small)
+        assert done.returncode == Exit.PHASE, done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+        last = done.stdout.strip().splitlines()[-1]
+        assert "Safe:" in last and "homerun train --resume run" in last
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -7,6 +7,7 @@ with Job(request) as job:
 sys.exit(job.code)
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import Any
 from homerun import cost
 from homerun.bucket.outbox import Outbox, describe
 from homerun.console import open_console
-from homerun.errors import Exit
+from homerun.errors import Exit, HomerunError
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
 from homerun.job.bring_back import bring_back
 from homerun.job.checks import stage_a
@@ -52,6 +53,7 @@ CODES = {
     "watchdog": Exit.STUCK,
     "deadline": Exit.STUCK,
 }
+RESERVE_BYTES = 4 << 20  # given back when the disk is full, for the last words
 FLUSH_SECONDS = 8.0  # after TERM: containers get 10 s before KILL by default
 
 
@@ -80,6 +82,8 @@ class Job:
         self.logs = self.run.logs(attempt)
         (self.logs / "raw").mkdir(parents=True, exist_ok=True)
         self.outbox = Outbox(self.run.outbox)
+        self.reserve = self.run.dir / ".reserve"
+        self.reserve.write_bytes(bytes(RESERVE_BYTES))
         environ = {**os.environ, "HOMERUN_DIR": str(self.settings.homerun_dir)}
         self.uploads = uploader(self.run.dir, attempt, self.start.owner, environ)
         wanted = self.settings.keep_alive or "HOMERUN_PORT" in environ or "HOMERUN_PORT_FD" in environ
@@ -103,6 +107,11 @@ class Job:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.reserve.unlink(missing_ok=True)
+        if error is not None:
+            code = int(error.code) if isinstance(error, HomerunError) else int(Exit.BUG)
+            with contextlib.suppress(OSError):
+                self.emit("attempt.end", code=code, reason=str(error), safe=self._safe(), next=self._next())
         self.uploads.close()
         if self.web:
             self.web.close()
@@ -256,6 +265,8 @@ class Job:
             self.console.say(self.signals.words.pop(0))
 
     def _end(self, outcome: Outcome) -> None:
+        if outcome.why == "disk":
+            self.reserve.unlink(missing_ok=True)
         self.supervisor.close_logs()
         self.supervisor.hand_over(force=True)
         if not outcome.ok:
@@ -286,6 +297,7 @@ class Job:
         if not self._drain() and self.code == Exit.GOOD:
             self._fail(Exit.UNPROVEN, self._missing())
             self._close_attempt()
+            self.emit("run.end", code=int(self.code), verdict="failed")
             write_metadata(self.run.metadata, self.state)
         self.console.end(self.state)
 
