@@ -337,3 +337,29 @@ def test_a_full_disk_ends_the_run_with_what_is_safe_said(place, tmp_path):
         assert "Safe:" in last and "homerun train --resume run" in last
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.s3
+def test_a_good_run_over_a_real_s3_server_is_proven_and_comes_home(place, s3_server, tmp_path):
+    cloud = {**place, **s3_server.environ(), "HOMERUN_RUN_ID": "cloud-run"}
+    done = train(cloud)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert homerun("verify", "cloud-run", **cloud).returncode == 0
+    elsewhere = {**cloud, "HOMERUN_DIR": str(tmp_path / "elsewhere")}
+    home = tmp_path / "home"
+    assert homerun("pull", "cloud-run", str(home), **elsewhere).returncode == 0
+    trained = Path(place["HOMERUN_DIR"]) / "runs/cloud-run/home/.cache/nanochat"
+    for name in ("tokenizer/tokenizer.pkl", "chatsft_checkpoints/d4/model_000010.pt"):
+        assert (home / name).read_bytes() == (trained / name).read_bytes()
+    listed = json.loads(homerun("runs", "--json", **elsewhere).stdout)
+    assert "cloud-run" in json.dumps(listed)
+    assert homerun("status", "cloud-run", **elsewhere).returncode == 0
+
+
+@pytest.mark.s3
+def test_a_wrong_key_ends_in_exit_3_before_any_training(place, s3_server):
+    wrong = {**place, **s3_server.environ(), "R2_SECRET_ACCESS_KEY": "wrong-secret-0123456789"}
+    done = train(wrong)
+    assert done.returncode == Exit.PREFLIGHT, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr and "wrong-secret" not in done.stdout + done.stderr
+    assert not events(place, "phase.begin")

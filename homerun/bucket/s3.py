@@ -326,6 +326,8 @@ class S3Store:
             return 0
         for upload in tree.iter("Upload"):
             key, upload_id = upload.findtext("Key", ""), upload.findtext("UploadId", "")
+            if key.startswith(f"{prefix}_check-"):  # preflight's proof, which may be under way at this moment
+                continue
             if key.startswith(prefix) and upload_id not in kept:
                 self._abort(key, upload_id)
                 swept += 1
