@@ -37,7 +37,7 @@ class Landing:
     guard: Callable[[], None] = lambda: None  # raises when the lease may be another's
     manifest: Manifest = field(init=False)
     etag: str | None = field(init=False, default=None)
-    _sent: dict[str, Stat] = field(init=False, default_factory=dict)
+    _landed: dict[str, Request] = field(init=False, default_factory=dict)  # by group, as last landed; seq 0
     _written: float = field(init=False, default=0.0)
     _succeeded: bool = field(init=False, default=False)
 
@@ -71,54 +71,63 @@ class Landing:
         nothing new is named, and the same batch can be tried again."""
         begun = time.monotonic()
         failed: dict[int, Receipt] = {}
-        entries: dict[int, list[Entry]] = {}
+        entries: dict[int, list[Entry]] = {}  # of the requests that are not in the bucket as they are
         for request in requests:
             try:
-                entries[request.seq] = [self._known(request, file) or _unsent(request, file) for file in request.files]
+                if not self._is_landed(request):
+                    entries[request.seq] = [self._entry(request, file) for file in request.files]
                 for file in request.files:
                     self._unchanged(file)
             except FileChanged as error:
+                entries.pop(request.seq, None)
                 failed[request.seq] = _failure(request, error)
-        landing = [request for request in requests if request.seq not in failed]
-        new = {e.key for request in landing for e in entries[request.seq] if not e.etag}
-        overwritten = new & self.manifest.entries.keys()
-        if overwritten:
+        overwritten = {entry.key for group in entries.values() for entry in group if not entry.etag}
+        if overwritten & self.manifest.entries.keys():
             self._write(lambda manifest: manifest.unname(keys=overwritten))
         self.guard()
-        self._upload(landing, entries, failed)
-        landing = [request for request in landing if request.seq not in failed]
-        named = [entry for request in landing for entry in entries[request.seq]]
+        self._upload([request for request in requests if request.seq in entries], entries, failed)
+        named = [entry for seq, group in entries.items() if seq not in failed for entry in group]
         gone: set[str] = set()
         if any(self.manifest.entries.get(entry.key) != entry for entry in named):
             gone = self._name(named)
-        for request in landing:
-            self._sent |= {file.key: file.stat for file in request.files}
         if gone:
             self.delete(gone)
         seconds, at = round(time.monotonic() - begun, 3), round(time.time(), 3)
-        done = {r.seq: Receipt(r.seq, True, r.bytes, seconds, at) for r in landing}
-        return [(done | failed)[request.seq] for request in requests]
+        for request in requests:
+            if request.seq not in failed:
+                self._landed[request.group] = replace(request, seq=0)
+        return [failed.get(r.seq) or Receipt(r.seq, True, r.bytes, seconds, at) for r in requests]
+
+    def _is_landed(self, request: Request) -> bool:
+        """Whether the very same files have landed under this group and are still named; asks nobody."""
+        named = self.manifest.entries.get(request.files[0].key) if request.files else None
+        same = self._landed.get(request.group) == replace(request, seq=0)
+        return same and named is not None and named.group == request.group
 
     def _unchanged(self, file: File) -> None:
-        if Stat.of(self.run_dir / file.path) != file.stat:
+        if Stat.of(f"{self.run_dir}/{file.path}") != file.stat:
             raise FileChanged(f"{file.path} is not as it was offered")
 
-    def _known(self, request: Request, file: File) -> Entry | None:
-        """The entry of a file whose bytes the bucket already has under this key: no request, or one HEAD."""
+    def _entry(self, request: Request, file: File) -> Entry:
+        """A file's entry: complete when the bucket has its bytes under this key already, otherwise without an ETag."""
+        about = (request.group, request.keep, request.phase)
+        unsent = Entry(file.key, file.bytes, "", "", *about, 0.0, request.step, request.score)
         entry = self.manifest.entries.get(file.key)
         if entry is None or entry.bytes != file.bytes:
-            return None
-        if self._sent.get(file.key) != file.stat:
-            path = self.run_dir / file.path
+            return unsent
+        path = self.run_dir / file.path
+        try:
             with open(path, "rb") as opened:
                 digest = hashlib.file_digest(opened, "sha256").hexdigest()
                 check_unchanged(path, opened.fileno(), file.stat)
-            if digest != entry.sha256:
-                return None
-            head = self.store.head(f"{self.run}/{file.key}")
-            if head is None or head.etag != entry.etag:
-                return None
-        return replace(_unsent(request, file), sha256=entry.sha256, etag=entry.etag, at=entry.at)
+        except FileNotFoundError:
+            raise FileChanged(f"{file.path} is gone") from None
+        if digest != entry.sha256:
+            return unsent
+        head = self.store.head(f"{self.run}/{file.key}")
+        if head is None or head.etag != entry.etag:
+            return unsent
+        return replace(unsent, sha256=entry.sha256, etag=entry.etag, at=entry.at)
 
     def _upload(self, requests: list[Request], entries: dict[int, list[Entry]], failed: dict[int, Receipt]) -> None:
         def send(request: Request, index: int, file: File) -> None:
@@ -227,20 +236,6 @@ class Landing:
                 self._written = time.monotonic()
             self.manifest = manifest
             return
-
-
-def _unsent(request: Request, file: File) -> Entry:
-    return Entry(
-        file.key,
-        file.bytes,
-        sha256="",
-        etag="",
-        group=request.group,
-        keep=request.keep,
-        phase=request.phase,
-        step=request.step,
-        score=request.score,
-    )
 
 
 def _failure(request: Request, error: FileChanged) -> Receipt:

@@ -146,7 +146,7 @@ class Stat:
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path | int) -> "Stat":
+    def of(cls, path: Path | str | int) -> "Stat":
         """Raises FileChanged when there is no such file."""
         try:
             stat = os.stat(path)  # noqa: PTH116 (a descriptor, too)
