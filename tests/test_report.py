@@ -90,6 +90,17 @@ def test_an_unknown_price_is_never_shown_as_nothing():
     assert "| ? |" in text
 
 
+def test_the_idle_time_before_a_watchdogs_stop_has_its_price():
+    story = Story()
+    begin(story)
+    story("phase.begin", phase="base_train", name="base_train", argv=[])
+    train(story, last=10)
+    end(story, "base_train", 1800, "failed", -15, reason="ended by the watchdog")
+    story("stop", why="watchdog", text="base_train printed nothing for 30 minutes")
+    text, _ = rendered(story.state())
+    assert "The time without progress: 30 min, $12.00" in text
+
+
 def test_a_report_can_be_made_at_every_moment_of_a_run():
     events = speedrun(steps=300, fails="base_train").events
     from homerun.state import fold

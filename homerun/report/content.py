@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from typing import Any
 
-from homerun.cost import minutes, money, phase_cost, phase_seconds, totals
+from homerun.cost import dollars, minutes, money, phase_cost, phase_seconds, totals
 from homerun.report.metadata import best, checkpoints, iso, model
 from homerun.report.published import GPT2_CORE, reference
 from homerun.state import RunState
@@ -282,7 +282,7 @@ def _stage(checkpoint: dict[str, Any]) -> str:
 def _remarks(state: RunState) -> Section:
     blocks: list[Block] = []
     if state.stop:
-        blocks.append(f"Stopped ({state.stop['why']}): {state.stop['text']}")
+        blocks.append(f"Stopped ({state.stop['why']}): {state.stop['text']}{_idle(state)}")
     skipped = [[phase.phase, phase.reason or ""] for phase in state.phases if phase.verdict == "skipped"]
     warnings = [[f"{one.text}" + (f" ({one.count}×)" if one.count > 1 else ""), one.hint] for one in state.warnings]
     checks = [
@@ -300,6 +300,17 @@ def _remarks(state: RunState) -> Section:
     if own:
         blocks.append(f"Upstream's own report is kept with the artifacts: {', '.join(own)}.")
     return Section("Remarks", blocks)
+
+
+def _idle(state: RunState) -> str:
+    """What the time before a watchdog's stop cost: from the last sign of progress on."""
+    if not state.stop or state.stop["why"] != "watchdog" or state.attempt is None:
+        return ""
+    signs = [
+        phase.last_step[1] if phase.last_step else phase.began for phase in state.phases if phase.verdict == "failed"
+    ]
+    idle = state.stop["t"] - max(signs, default=state.attempt.began)
+    return f". The time without progress: {minutes(idle)}, {money(dollars(idle, state.attempt.price))}"
 
 
 def _how_to(state: RunState) -> Section:
