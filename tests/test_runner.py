@@ -141,8 +141,9 @@ def test_stop_ends_a_phase_and_says_why(tmp_path):
 
 
 def test_a_phase_that_ends_well_while_the_run_is_stopped_is_not_called_done(tmp_path):
-    script = "python -c 'import signal, sys\nsignal.signal(15, lambda *_: sys.exit(0)); print(1, flush=True); signal.pause()'\n"
-    ran = prepare(tmp_path, script)
+    ran = prepare(tmp_path, "python phase.py\n")
+    phase = "import signal, sys\nsignal.signal(15, lambda *_: sys.exit(0))\nprint(1, flush=True)\nsignal.pause()\n"
+    (tmp_path / "src" / "phase.py").write_text(phase)
 
     def tick():
         if ran.runner.phases and ran.runner.phases[0].log.stat().st_size:

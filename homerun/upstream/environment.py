@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from homerun.redact import MIN_SECRET
 from homerun.settings import Settings
 
 NAMES = frozenset(
@@ -22,7 +23,7 @@ PREFIXES = (
     *("LC_", "CUDA_", "CUDNN_", "NVIDIA_", "NCCL_", "GLOO_", "UCX_", "FI_", "TORCH", "PYTORCH_", "TRITON_", "OMP_"),
     *("KMP_", "PIP_", "UV_", "CARGO_", "RUSTUP_", "HF_", "NANOCHAT_", "WANDB_", "XLA_", "HSA_", "ROCR_", "HIP_"),
 )
-# Never, whatever the user passes through by a pattern of ours; homerun_pass_env can name anything else.
+# Never, not even when homerun_pass_env names one; it can name anything else.
 PRIVATE = ("R2_", "AWS_", "HOMERUN_", "SCRIPT_", "IOCLOUD_", "RUNPOD_", "GITHUB_", "GH_")
 
 # Caches that all runs share, by the tool's own variable, under the real user's home.
@@ -87,7 +88,7 @@ def _secrets(settings: Settings, environ: Mapping[str, str]) -> set[str]:
     secrets = settings.secrets()
     used = {secrets.get("WANDB_API_KEY"), secrets.get("HF_TOKEN")}
     private = {value for name, value in environ.items() if name.startswith(PRIVATE) and _looks_secret(name)}
-    return ({*secrets.values()} | private) - used
+    return {value for value in {*secrets.values(), *private} - used if len(value) >= MIN_SECRET}
 
 
 def _looks_secret(name: str) -> bool:

@@ -47,8 +47,8 @@ __homerun_error() {
 __homerun_run() {
   { local - && set +eux; } 2>/dev/null
   # Forked since the DEBUG trap fired: this process exists for this command alone (`&`, a member of a pipeline). It
-  # becomes the shim, so that $! is the pid that a `kill $!` should reach.
-  [[ $BASHPID == "$__homerun_pid" ]] || exec "${__homerun_shim[@]}" begin "$__homerun_line" "$@"
+  # becomes the shim, so that $! is the pid that a `kill $!` should reach. (exec takes one off SHLVL.)
+  [[ $BASHPID == "$__homerun_pid" ]] || { ((SHLVL += 1)); exec "${__homerun_shim[@]}" begin "$__homerun_line" "$@"; }
   command "${__homerun_shim[@]}" begin "$__homerun_line" "$@"
 }
 
