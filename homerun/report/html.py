@@ -39,7 +39,7 @@ def page(report: Report, plots: list[dict[str, Any]]) -> str:
 
 def _json(value: Any) -> str:
     """JSON that may stand inside a script element, whatever the strings in it."""
-    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c").replace(">", "\\u003e")
+    return json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _block(block: Block) -> str:
