@@ -5,6 +5,7 @@ from it. The token travels in no URL: the link that a terminal shows has it afte
 themselves. Without a token nothing but /healthz answers.
 """
 
+import contextlib
 import hashlib
 import hmac
 import json
@@ -76,13 +77,10 @@ class Guard:
             await answer(scope, receive, _dressed(send))
             return
         limited = _Limited(receive)
-        try:
-            await self.app(scope, limited.receive, _dressed(send))
-        except TooLarge:
-            if not limited.begun:
-                await error_response(413, f"The body is over {MOST_BYTES} bytes.", "too_large")(
-                    scope, receive, _dressed(send)
-                )
+        with contextlib.suppress(TooLarge):  # or the application has made an answer of it, which is not sent
+            await self.app(scope, limited.receive, limited.unless_exceeded(_dressed(send)))
+        if limited.exceeded:
+            await _too_large()(scope, receive, _dressed(send))
 
     def _refuse(self, scope: Scope) -> Response | None:
         """Why this request is not answered, or None where it is."""
@@ -93,7 +91,7 @@ class Guard:
         if not self.requests.take(client, now):
             return error_response(429, "Too many requests; slow down.", "rate_limit_exceeded")
         if int(headers.get("content-length") or 0) > MOST_BYTES:
-            return error_response(413, f"The body is over {MOST_BYTES} bytes.", "too_large")
+            return _too_large()
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
             return error_response(403, "Requests from other sites' pages are not answered.", "cross_origin")
@@ -159,14 +157,22 @@ class _Limited:
     """`receive`, up to `MOST_BYTES`: a body sent in chunks announces no length."""
 
     def __init__(self, receive: Receive):
-        self._receive, self._taken, self.begun = receive, 0, False
+        self._receive, self._taken, self.exceeded = receive, 0, False
 
     async def receive(self) -> Message:
         message = await self._receive()
         self._taken += len(message.get("body", b""))
         if self._taken > MOST_BYTES:
+            self.exceeded = True
             raise TooLarge
         return message
+
+    def unless_exceeded(self, send: Send) -> Send:
+        async def checked(message: Message) -> None:
+            if not self.exceeded:
+                await send(message)
+
+        return checked
 
 
 def _dressed(send: Send) -> Send:
@@ -179,6 +185,10 @@ def _dressed(send: Send) -> Send:
         await send(message)
 
     return dressed
+
+
+def _too_large() -> Response:
+    return error_response(413, f"The body is over {MOST_BYTES} bytes.", "too_large")
 
 
 def _client(scope: Scope) -> str:
