@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     # Where, what
     homerun_dir: Path = Path("~/.homerun")
     homerun_run_id: str | None = None
+    homerun_adopt: bool = False  # without a run id, go on with the one unfinished run of the same request
     homerun_script: str | None = None  # a recipe's path; unset: the speedrun of homerun_upstream
     homerun_upstream: str = UPSTREAM_URL  # a git URL, or a folder that holds a checkout
     homerun_upstream_ref: str | None = None  # branch, tag or commit; unset: the default branch

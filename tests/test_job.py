@@ -363,3 +363,41 @@ def test_a_wrong_key_ends_in_exit_3_before_any_training(place, s3_server):
     assert done.returncode == Exit.PREFLIGHT, done.stdout + done.stderr
     assert "Traceback" not in done.stderr and "wrong-secret" not in done.stdout + done.stderr
     assert not events(place, "phase.begin")
+
+
+def test_a_container_without_a_name_adopts_the_one_unfinished_run_of_the_same_request(place):
+    nameless = {name: value for name, value in place.items() if name != "HOMERUN_RUN_ID"} | {"HOMERUN_ADOPT": "true"}
+    fault(place, "base_train", "3")
+    assert train(nameless).returncode == Exit.PHASE
+    mend(place, "base_train")
+    assert train(nameless).returncode == 0
+    assert len(list((Path(place["HOMERUN_DIR"]) / "bucket").glob("speedrun-*/_SUCCESS")) or []) <= 1
+    runs = json.loads(homerun("runs", "--json", **nameless).stdout)
+    assert len(runs) == 1
+    assert train(nameless).returncode == 0
+    assert len(json.loads(homerun("runs", "--json", **nameless).stdout)) == 2
+
+
+def test_another_number_of_processes_than_saved_the_optimizer_is_one_sentence_and_exit_3(place):
+    job = _start(place, "--phase-args", "base_train=--sleep=1")
+    wait_for(lambda: any("000010.optim" in event["group"] for event in events(place, "secured")))
+    os.kill(job.pid, signal.SIGKILL)
+    job.communicate()
+    wait_for(lambda: not alive(place), 20)
+    again = train(place, NPROC_PER_NODE="2")
+    assert again.returncode == Exit.PREFLIGHT, again.stdout
+    assert "saved by 1 processes" in again.stdout
+    assert [event["attempt"] for event in events(place, "phase.begin")].count(2) == 0
+
+
+def test_the_gates_in_upstreams_own_environment_end_a_run_before_its_first_phase(place):
+    """A GPU is asked for that torch cannot see: told as soon as the script's environment is there, exit 3."""
+    prepared = SCRIPT.replace(
+        "mkdir -p $NANOCHAT_BASE_DIR\n",
+        'mkdir -p $NANOCHAT_BASE_DIR .venv/bin\n    ln -sf "$(command -v python)" .venv/bin\n',
+    )
+    make(Path(place["HOMERUN_DIR"]).parent / "upstream", prepared)
+    done = train(place, NPROC_PER_NODE="1", HOMERUN_SKIP_CHECKS="gpus,gpu-health")
+    assert done.returncode == Exit.PREFLIGHT, done.stdout + done.stderr
+    assert [event for event in events(place, "check") if event["stage"] == "B" and event["verdict"] == "fail"]
+    assert not events(place, "phase.begin")

@@ -6,6 +6,7 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,12 @@ def begin(request: Request) -> Start:
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     if run is None:
         run, source = _new(request)
-        return _start(request, run, store, source, owner, lease.acquire(store, run.id, owner), [])
+        adopted = _adoptable(request, store, source)
+        if adopted is None:
+            return _start(request, run, store, source, owner, lease.acquire(store, run.id, owner), [])
+        shutil.rmtree(run.dir)
+        run = Run(adopted, run.dir.with_name(adopted))
+        print(f"going on with {run.id}, which is unfinished and asks for the same", file=sys.stderr)
     done = _finished(store, run)
     held = None if done else lease.acquire(store, run.id, owner, watching=_say_watching)
     try:  # whoever had the lease may have finished meanwhile: nothing is read before it is ours
@@ -75,6 +81,24 @@ def begin(request: Request) -> Start:
     if start.finished and held:
         lease.release(store, held)
     return start
+
+
+def _adoptable(request: Request, store: Store, source: Source) -> str | None:
+    """The one unfinished run of the same request whose runner is gone, where HOMERUN_ADOPT asks for it. RequestError
+    where there are several. (Clocks are compared here only to leave living runs out; taking the lease watches it.)"""
+    if not request.settings.homerun_adopt or request.settings.homerun_run_id:
+        return None
+    wanted, now = request_fingerprint(request, source), time.time()
+    found = [
+        info.id
+        for info in restore.runs(store)
+        if not info.good
+        and info.metadata.get("fingerprint") == wanted
+        and (info.lease is None or info.lease.state == "released" or now - info.at > lease.DEAD_SECONDS)
+    ]
+    if len(found) > 1:
+        raise RequestError(f"{len(found)} unfinished runs ask for the same: {', '.join(found)}", "Set HOMERUN_RUN_ID")
+    return found[0] if found else None
 
 
 def _start(

@@ -7,7 +7,8 @@ aside, so that no later phase can pick it up.
 
 import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from homerun.bucket import restore
@@ -22,13 +23,21 @@ from homerun.upstream.artifacts import STAGES, Saver, groups, scan, torn
 ATTEMPTS = 3
 
 
-def bring_back(
-    store: Store, run: Run, saver: Saver, world_size: int, say: Callable[[str, str], None]
-) -> tuple[frozenset[str], dict[str, dict[str, int]]]:
+@dataclass(frozen=True)
+class Restored:
+    """proven: the groups that are whole on this disk, and the logs that are in the bucket. made: {phase: {group: step}}
+    as the manifest has it, which may know of a checkpoint that the journal's last lines were lost about. known: paths
+    in the tree that the manifest names as they are."""
+
+    proven: frozenset[str] = frozenset()
+    made: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    known: frozenset[str] = frozenset()
+
+
+def bring_back(store: Store, run: Run, saver: Saver, world_size: int, say: Callable[[str, str], None]) -> Restored:
     """Make the artifact tree of `run` what a resume may build on. say(warning, hint). Raises StoreError.
 
-    The names of the groups that are whole in it and of the logs that are in the bucket; and {phase: {group: step}} as
-    the manifest has it, which may know of a checkpoint that the journal's last lines were lost about.
+    world_size: of the attempts that saved. A new run has nothing to bring back.
     """
     manifest = restore.read_manifest(store, run.id)
     for group in _chosen(manifest):
@@ -42,7 +51,8 @@ def bring_back(
     for entry in entries.values():
         if entry.phase and entry.step is not None:
             made.setdefault(entry.phase, {})[entry.group] = entry.step
-    return frozenset(logs | {group.name for group in whole if group.kind in ("checkpoint", "tokenizer")}), made
+    proven = frozenset(logs | {group.name for group in whole if group.kind in ("checkpoint", "tokenizer")})
+    return Restored(proven, made, frozenset(known))
 
 
 def _chosen(manifest: Manifest) -> list[str]:

@@ -19,7 +19,7 @@ from homerun.bucket.outbox import Outbox, describe
 from homerun.console import open_console
 from homerun.errors import Exit, HomerunError
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
-from homerun.job.bring_back import bring_back
+from homerun.job.bring_back import Restored, bring_back
 from homerun.job.checks import stage_a
 from homerun.job.children import uploader, web
 from homerun.job.deciding import Deciding
@@ -38,8 +38,9 @@ from homerun.report.write import write_report
 from homerun.state import RunState
 from homerun.upstream.adapt import Wishes
 from homerun.upstream.artifacts import Watch, read_saver
+from homerun.upstream.checks import run_gates
 from homerun.upstream.environment import build_environment, prepare_home
-from homerun.upstream.runner import Outcome, Runner
+from homerun.upstream.runner import Decision, Outcome, Phase, Runner
 from homerun.upstream.worktree import script_sha256
 
 # How the runner's or the supervisor's reason to stop ends the run.
@@ -48,12 +49,14 @@ CODES = {
     "phase": Exit.PHASE,
     "script": Exit.PHASE,
     "disk": Exit.PHASE,
+    "gates": Exit.PREFLIGHT,
     "budget": Exit.BUDGET,
     "lease": Exit.LEASE,
     "watchdog": Exit.STUCK,
     "deadline": Exit.STUCK,
 }
 RESERVE_BYTES = 4 << 20  # given back when the disk is full, for the last words
+METADATA_SECONDS = 60.0
 FLUSH_SECONDS = 8.0  # after TERM: containers get 10 s before KILL by default
 
 
@@ -150,9 +153,12 @@ class Job:
         nproc = self.request.nproc if self.request.nproc is not None else len(gpus)
         price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
         depth = max(depths(start.source, self.request.phase_args), default=None)
+        self.nproc, self._gated = nproc, False
         saver, world = read_saver(start.source.root), max(1, nproc)
-        past = Resume(start.history, *bring_back(self.store, self.run, saver, world, self.warn))
-        self.watch = Watch(self.run.base, world, saver)
+        saved_by = self._saved_by(world)
+        restored = bring_back(self.store, self.run, saver, saved_by, self.warn) if start.history else Restored()
+        past = Resume(start.history, restored.proven, restored.made)
+        self.watch = Watch(self.run.base, world, saver, restored.known)
         wishes = Wishes(
             nproc=nproc,
             save_every=save_every(self.settings, self.state, depth, gpus[:nproc]),
@@ -167,8 +173,12 @@ class Job:
         going_on = past.newest()
         resumed_from = {"phase": going_on[0], "step": going_on[1]} if going_on else None
         self.emit("attempt.begin", **attempt_event(start, machine, nproc, price, resumed_from))
-        if going_on and (problem := self._other_world(world)):
-            self._fail(Exit.PREFLIGHT, problem)
+        if going_on and saved_by != world:
+            self._fail(
+                Exit.PREFLIGHT,
+                f"its checkpoints were saved by {saved_by} processes, and this is {world}: go on with "
+                f"--nproc {saved_by} on a machine with as many GPUs, or start a new run here",
+            )
             return False
         self.emit(
             "plan",
@@ -190,6 +200,7 @@ class Job:
                 for change in self.deciding.foreseen(start.plan)
             ],
         )
+        self._hand_over_metadata()  # so that the run can be found from elsewhere
         return self._check(nproc)
 
     def _check(self, nproc: int) -> bool:
@@ -217,16 +228,10 @@ class Job:
             self._fail(Exit.PREFLIGHT, "; ".join(f"{result.name}: {result.seen}" for result in bad))
         return not bad
 
-    def _other_world(self, world: int) -> str | None:
-        """Optimizer shards are one a process: only the same number of them can go on."""
+    def _saved_by(self, world: int) -> int:
+        """How many processes saved the checkpoints so far: optimizer shards are one a process."""
         before = [event["nproc"] for event in self.start.history if event["type"] == "attempt.begin"]
-        saved_by = max(1, before[-1]) if before else world
-        if saved_by == world:
-            return None
-        return (
-            f"its checkpoints were saved by {saved_by} processes, and this is {world}: go on with --nproc {saved_by} "
-            "on a machine with as many GPUs, or start a new run here"
-        )
+        return max(1, before[-1]) if before else world
 
     # -- the script ----------------------------------------------------------------------------------------------
 
@@ -235,16 +240,17 @@ class Job:
         start = self.start
         source = start.source
         prepare_home(self.run.home, os.environ)
+        env = build_environment(self.settings, self.run.home, os.environ)
         runner = Runner(
             script=source.root / source.script,
             cwd=source.root,
-            env=build_environment(self.settings, self.run.home, os.environ),
+            env=env,
             plan=start.plan,
             logs=self.logs,
             attempt=start.attempt,
             base_dir=self.run.base,
             emit=self.emit,
-            decide=self.deciding,
+            decide=lambda phase: self._decide(runner, env, phase),
             grace_seconds=self.settings.homerun_grace_seconds,
         )
         self.supervisor.watch_over(runner, self.watch, self.gauge, Limits(self.settings, self.state, self.warn).check)
@@ -253,12 +259,27 @@ class Job:
         if script_sha256(source) != source.sha256:
             self._fail(Exit.PHASE, f"{source.script} was changed while it ran: it is not upstream's any more")
 
+    def _decide(self, runner: Runner, env: dict[str, str], phase: Phase) -> Decision:
+        """Stage B of preflight as soon as upstream's own environment is there, and then what each phase is run with."""
+        python = self.start.source.root / ".venv" / "bin" / "python"
+        if self.nproc and not self._gated and python.exists() and phase.step and phase.step.module:
+            self._gated = True
+            results = run_gates(python, self.start.source.root, env, self.nproc)
+            for result in results:
+                self.emit("check", **result)
+            wanted = [result for result in results if result["name"] not in self.settings.homerun_skip_checks]
+            if bad := [f"{result['name']}: {result['seen']}" for result in wanted if result["verdict"] == "fail"]:
+                runner.stop("gates", "; ".join(bad))
+        return self.deciding(phase)
+
     def _tick(self, runner: Runner) -> None:
         self._listen()
         if self.signals.code is not None:
             word = "TERM" if self.signals.code == Exit.TERM else "Ctrl-C"
             runner.stop("signal", f"ended by {word}")
         self.supervisor.tick()
+        if time.monotonic() - self._metadata_at > METADATA_SECONDS:
+            self._hand_over_metadata()
 
     def _listen(self) -> None:
         while self.signals.words:
@@ -339,8 +360,12 @@ class Job:
         files = [path for path in sorted(self.run.report.rglob("*")) if path.is_file()]
         names = [str(path.relative_to(self.run.dir)) for path in files]
         self.outbox.offer("report", "report", [describe(self.run.dir, name, name) for name in names])
+        self._hand_over_metadata()
+
+    def _hand_over_metadata(self) -> None:
         write_metadata(self.run.metadata, self.state)
         self.outbox.offer("metadata", "metadata", [describe(self.run.dir, "metadata.json", "metadata.json")])
+        self._metadata_at = time.monotonic()
 
     def _missing(self) -> str:
         waiting = [request.group for request in self.outbox.pending() if request.kind in ("artifact", "log", "report")]

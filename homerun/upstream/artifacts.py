@@ -138,6 +138,7 @@ class Watch:
     base: Path
     world_size: int
     saver: Saver
+    known: Collection[str] = ()  # paths that are in the bucket already
     _before: dict[str, File] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _offered: dict[str, tuple[File, ...]] = field(default_factory=dict)
@@ -166,9 +167,9 @@ class Watch:
         return all(self._before.get(file.path) == file for part in parts for file in part.files)
 
     def unoffered(self) -> list[str]:
-        """Paths in the tree that no group offered so far holds as they are now: torn, or of no known group."""
+        """Paths in the tree that no group offered so far holds as they are now, nor `known`: torn, or of no group."""
         held = {file for files in self._offered.values() for file in files}
-        return sorted(path for path, file in scan(self.base).items() if file not in held)
+        return sorted(path for path, file in scan(self.base).items() if file not in held and path not in self.known)
 
     def forget(self, name: str) -> None:
         """Offer a group again when it is next found whole: it changed while it was on its way."""

@@ -243,6 +243,8 @@ class Runner:
             began=time.time(),
         )
         decision = self.decide(phase)
+        if self._stop:  # it was decided that nothing more may begin
+            return
         if decision.argv is None:
             self._emit("phase.skip", phase=phase.name, name=stem, line=line, reason=decision.reason)
             shim.answer(b"skip")
