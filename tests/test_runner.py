@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import socket
 import stat
 import subprocess
 import threading
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from homerun.upstream.runner import Decision
+from homerun.upstream.tracer import Shim
 from tests.running import Marked, prepare, run_script, wait_until
 
 FAILURES = {
@@ -298,3 +300,23 @@ def test_two_runs_side_by_side_do_not_meet(tmp_path):
         thread.join()
     for i, ran in enumerate(runs):
         assert ran.outcome.ok and [phase.log.read_text() for phase in ran.runner.phases] == [f"{i}\n"] * 3
+
+
+def test_of_an_end_and_a_begin_that_arrive_at_once_the_end_is_heard_first(tmp_path):
+    ran = prepare(tmp_path, "sh -c one &\nsh -c two\n")
+    runner = ran.runner
+    runner.raw.mkdir(parents=True)
+    runner.script_log.touch()
+    ends = [socket.socketpair() for _ in range(2)]
+    ending, beginning = (Shim(ours) for ours, _ in ends)
+    runner._shims = {beginning: None, ending: None}
+    runner._begin(ending, 1, 1, b"/", ["sh", "-c", "one"])
+    for (_, theirs), words in zip(
+        ends, (b"end\x003\x000.1\x000", b"begin\x002\x002\x00/\x00sh\x00-c\x00two"), strict=True
+    ):
+        theirs.sendall(len(words).to_bytes(4, "big") + words)
+    runner._handle([beginning, ending], None)
+    assert [event["type"] for event in ran.events] == ["phase.begin", "phase.end"]
+    for pair in ends:
+        for end in pair:
+            end.close()
