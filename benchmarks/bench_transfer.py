@@ -1,12 +1,12 @@
 """Our transfer engine against awscli, s5cmd, rclone and boto3, interleaved, before one real S3 server.
 
-    python benchmarks/bench_transfer.py [--rounds 3] [--large MIB] [--peers DIR] [--only W1,W3]
+    python -m benchmarks.bench_transfer [--rounds 3] [--large MIB] [--peers DIR] [--only W1,W3]
 
-W1 one large file, W2 eight of a quarter, W3 2,000 of 16 KiB, each up and down; W4 the same 2,000 again, unchanged. Every
-engine is a process of its own, start-up included; wall seconds, CPU seconds (user and system, its children too) and
-resident memory are the median of the rounds. Checksums are on for all: ours sends SHA-256 or CRC-32, reads HEAD back, and
-re-hashes downloads; the others do what they do by default. Peers are looked for in --peers and PATH; one that is missing
-is said and left out. The server shares this machine's cores, so compare within a table only.
+W1 one large file, W2 eight of a quarter, W3 2,000 of 16 KiB, each up and down; W4 the same 2,000 again, unchanged.
+Every engine is a process of its own, start-up included; wall seconds, CPU seconds (user and system, its children too)
+and resident memory are the median of the rounds. Ours sends SHA-256 or CRC-32, reads HEAD back, and re-hashes
+downloads; the others do what they do by default. Peers are looked for in --peers and PATH; one that is missing is said
+and left out. The server shares this machine's cores, so compare within a table only.
 """
 
 import argparse
@@ -21,8 +21,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.s3 import Server, serve
 
@@ -74,7 +72,7 @@ class Engine:
 
 def engines(peers: str, server: Server) -> Iterator[Engine]:
     path = f"{peers}{os.pathsep}{os.environ['PATH']}"
-    me = [sys.executable, __file__, "--ours"]
+    me = [sys.executable, "-m", "benchmarks.bench_transfer", "--ours"]
     yield Engine("homerun", lambda *a: [*me, *a], again=False)
     python = shutil.which("python", path=peers) or sys.executable
     for name in ("boto3", "boto3 lean"):

@@ -27,7 +27,12 @@ from homerun.bucket.wire import Endpoint
 from homerun.settings import Settings
 
 WEED = Path(sys.executable).with_name("weed")
-KEYS = {"full": ("testkey", "testsecretkey"), "read": ("readkey", "readsecretkey")}
+ACTIONS = {
+    "full": ["Admin", "Read", "List", "Tagging", "Write"],
+    "read": ["Read", "List"],
+    "scoped": ["Read:runs/scoped/*", "List:runs/scoped/*", "Write:runs/scoped/*"],  # one run's folder
+}
+KEYS = {name: (f"{name}-key", f"{name}-secret-key") for name in ACTIONS}
 
 
 def free_ports(count: int) -> list[int]:
@@ -64,10 +69,8 @@ class Server:
     def start(self) -> None:
         self.dir.mkdir(parents=True, exist_ok=True)
         identities = [
-            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": actions}
-            for (name, (key, secret)), actions in zip(
-                KEYS.items(), (["Admin", "Read", "List", "Tagging", "Write"], ["Read", "List"]), strict=True
-            )
+            {"name": name, "credentials": [{"accessKey": key, "secretKey": secret}], "actions": ACTIONS[name]}
+            for name, (key, secret) in KEYS.items()
         ]
         config = self.dir / "s3.json"
         config.write_text(json.dumps({"identities": identities}))

@@ -172,6 +172,15 @@ def test_the_checks_name_a_read_only_key_and_a_store_without_conditions(s3_serve
     assert "ignores If-None-Match" in check_writable(store, "run")[1]
 
 
+@pytest.mark.s3
+def test_a_token_that_may_not_delete_is_a_warning(s3_server, s3_proxy):
+    s3_proxy.fault = lambda request: ("status", 403, "AccessDenied") if request.method == "DELETE" else None
+    store = s3_server.store(s3_proxy.endpoint)
+    assert check_writable(store, "no-delete")[0] == "pass"
+    verdict, seen, _ = check_landing(store, "no-delete")
+    assert (verdict, seen) == ("warn", "objects cannot be deleted")
+
+
 def test_a_file_that_a_request_describes_is_told_by_its_stat(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     one = describe(tmp_path, "a", "k")

@@ -11,7 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from homerun.bucket import lease
+from homerun.bucket.checks import check_landing, check_writable
 from homerun.bucket.folder import FolderStore
+from homerun.bucket.restore import find_run
 from homerun.bucket.s3 import PART, S3Store, multipart_etag, part_bytes
 from homerun.bucket.store import Changed, Corrupt, Denied, FileChanged, Missing, Unreachable
 from homerun.bucket.wire import HINTS, Endpoint, Throttle
@@ -400,6 +403,21 @@ def test_wrong_keys_and_read_only_keys_are_told_apart(s3_server, big):
         store.wire.endpoint = dataclasses.replace(store.wire.endpoint, **{field: "wrong-one"})
         with pytest.raises(Denied, match=hint):
             store.put("r/x", b"")
+
+
+@pytest.mark.s3
+def test_keys_for_one_runs_folder_are_enough_for_that_run_and_for_no_other(s3_server, tmp_path, big):
+    store = s3_server.store(keys="scoped")
+    lease.acquire(store, "scoped", "me")
+    landed = store.upload(big, "scoped/model.pt", state=tmp_path / "state")
+    assert fetch(store, "scoped/model.pt", tmp_path / "back", landed) == big.read_bytes()
+    assert [head.key for head in store.list("scoped/model")] == ["scoped/model.pt"]
+    store.sweep("scoped/")
+    assert find_run(store, "scoped") == "scoped"
+    assert [check(store, "scoped")[0] for check in (check_writable, check_landing)] == ["pass", "pass"]
+    store.delete(["scoped/model.pt", lease.key("scoped")])
+    with pytest.raises(Denied, match="Object Read & Write"):
+        store.put("other/model.pt", b"")
 
 
 @pytest.mark.s3

@@ -13,7 +13,7 @@ from typing import Any
 from homerun.errors import UnprovenError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One object. key is relative to the run's folder; score is better when lower; at: Unix seconds."""
 

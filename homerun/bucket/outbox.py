@@ -16,7 +16,7 @@ KINDS = ("artifact", "log", "open-log", "report", "metadata", "finish")
 NAMED = ("artifact", "log", "report")  # the kinds that go into the manifest
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """path: relative to the run's folder on this machine; key: relative to the run's folder in the bucket."""
 
