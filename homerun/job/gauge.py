@@ -42,6 +42,14 @@ class Gauge:
     def offered(self, group: Group, phase: str) -> None:
         self._waiting[group.name] = (phase, self._moment(group, phase))
 
+    def log_offered(self, log: str, phase: str) -> None:
+        """A phase that leaves only figures is proven by its log: until that is in the bucket it would run again."""
+        self._waiting[log] = (phase, 0.0)
+
+    def log_secured(self, log: str) -> None:
+        self._waiting.pop(log, None)
+        self._settle()
+
     def secured(self, group: Group) -> None:
         phase, moment = self._waiting.pop(group.name, ("", 0.0))
         if group.step is not None and phase.partition(".")[0] in self.resumable and not self._half(group.name):

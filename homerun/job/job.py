@@ -320,6 +320,8 @@ class Job:
             self._close_attempt()
             self.emit("run.end", code=int(self.code), verdict="failed")
             write_metadata(self.run.metadata, self.state)
+        if self.settings.keep_alive and self.web:
+            self.console.say(f"page and chat stay up on port {self.settings.homerun_port}, until TERM or Ctrl-C")
         self.console.end(self.state)
 
     def keep_alive(self) -> None:
@@ -327,11 +329,11 @@ class Job:
         if not (self.settings.keep_alive and self.web):
             return
         self.uploads.close()  # the lease goes back: nothing of the run changes any more
-        self.console.say(f"serving on port {self.settings.homerun_port} until TERM or Ctrl-C")
         while self.signals.code is None and not self.web.over:
-            if word := self.web.check():
-                self.console.say(word)
-            self._listen()
+            for word in (self.web.check(), *self.signals.words):
+                if word:
+                    print(word, file=sys.stderr)
+            self.signals.words.clear()
             time.sleep(0.5)
 
     def _drain(self) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from homerun.journal import Event
+from homerun.upstream.table import KNOWN
 
 if TYPE_CHECKING:
     from homerun.upstream.runner import Phase
@@ -116,6 +117,12 @@ class Resume:
         past = self._past_of(phase)
         if past and past.ended_well and not self._anew and required(past) <= self.proven:
             return f"done in attempt {past.attempt}: what it made is here and proven"
-        if past is None or past.groups or not past.ended_well:
+        if not _only_looks(module) and (past is None or past.groups or not past.ended_well):
             self._anew = True
         return None
+
+
+def _only_looks(module: str) -> bool:
+    """Whether a phase leaves nothing that later ones build on: an evaluation, however it ended."""
+    known = KNOWN.get(module)
+    return known is not None and not known.outputs and not known.makes_checkpoint

@@ -135,6 +135,7 @@ class Supervisor:
         if name in self._tails:
             self._record(name, self._tails[name].finish())
             self._offer_log("log", name, raw)
+            self.gauge.log_offered(f"logs/{self.logs.name}/{raw.name}", name)
 
     def _offer_log(self, kind: str, name: str, raw: Path) -> None:
         key = f"logs/{self.logs.name}/{raw.name}"
@@ -203,6 +204,8 @@ class Supervisor:
                 if group:
                     self.gauge.secured(group)
                     self.emit("secured", group=group.name, bytes=receipt.bytes, seconds=receipt.seconds, at=receipt.at)
+                elif request.kind == "log" and request.phase in self._closed:  # one of this attempt
+                    self.gauge.log_secured(request.group)
             elif group and receipt.why in ("changed", "gone"):
                 self.watch.forget(group.name)  # offered again when it is whole again
             else:
