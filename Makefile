@@ -15,7 +15,7 @@ train: $(VENV)/.train ## train a real small chat model on this computer, and pro
 	$(BIN)/python train_and_upload.py --script $(RECIPE)
 
 test: $(VENV)/.test lint ## lint, types, and every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: $(VENV)/.test ## the unit tests alone
 	$(BIN)/python -m pytest -m "not slow and not s3 and not docker and not browser and not upstream"
