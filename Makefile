@@ -29,6 +29,9 @@ lint: $(VENV)/.test ## ruff, mypy, shellcheck
 bench: $(VENV)/.test ## the figures of benchmarks/RESULTS.md, measured again here
 	$(BIN)/python -m benchmarks
 
+chaos: $(VENV)/.test ## kill -9 at random moments by the dozen, a bucket that dies for minutes (half an hour)
+	$(BIN)/python tests/chaos.py --fake 50 --real 10 --outages 3 30 300 --slow-down 60
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "homerun needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv $(VENV)

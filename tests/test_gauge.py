@@ -68,3 +68,12 @@ def test_a_phase_that_ended_is_secured_only_when_all_before_it_is():
     assert gauge.read(1100.0, 0)["lost_minutes"] == round(100 / 60, 3)
     gauge.secured(_group("tokenizer"))
     assert gauge.read(1100.0, 0)["lost_minutes"] == round(10 / 60, 3)
+
+
+def test_an_evaluation_is_secured_only_with_its_log():
+    gauge = _gauge()
+    gauge.log_offered("logs/a01/0007-base_eval.log", "base_eval")
+    gauge.phase_ended("base_eval", 1090.0)
+    assert gauge.read(1100.0, 0)["lost_minutes"] == round(100 / 60, 3)
+    gauge.log_secured("logs/a01/0007-base_eval.log")
+    assert gauge.read(1100.0, 0)["lost_minutes"] == round(10 / 60, 3)

@@ -47,6 +47,7 @@ PAST = [
     ("base_eval", 30, "ok", []),
     ("chat_sft", 40, None, []),
 ]
+SFT = ("chatsft_checkpoints/d2/000010", "checkpoint", 10)
 ALL = {"tokenizer", "base_checkpoints/d2/000500", "logs/a01/0030-base_eval.log"}
 
 
@@ -55,8 +56,8 @@ def _skips(resume):
     return [name for name, line in names if resume.reason_to_skip(_phase(name, line))]
 
 
-def _event_list():
-    return [{k: v for k, v in event.items() if v is not None} for event in _events(*PAST)]
+def _event_list(*phases):
+    return [{k: v for k, v in event.items() if v is not None} for event in _events(*(phases or PAST))]
 
 
 def test_phases_that_ended_well_with_their_artifacts_proven_are_skipped():
@@ -81,6 +82,15 @@ def test_a_phase_that_did_not_end_is_never_skipped():
 def test_an_evaluation_that_must_run_again_takes_no_training_with_it():
     events = [e for e in _event_list() if not (e["type"] == "phase.end" and e["phase"] == "base_eval")]
     assert "base_train" in _skips(Resume(events, ALL))
+
+
+@pytest.mark.parametrize("verdict", ["harmless", None])
+def test_an_evaluation_that_failed_or_was_cut_short_before_them_does_not_make_proven_trainings_run_again(verdict):
+    past = [PAST[0], ("tok_eval", 15, verdict, []), *PAST[1:3], ("chat_sft", 40, "ok", [SFT])]
+    resume = Resume(_event_list(*past), ALL | {SFT[0]})
+    names = [("tok_train", 10), ("tok_eval", 15), ("base_train", 20), ("base_eval", 30), ("chat_sft", 40)]
+    skipped = [name for name, line in names if resume.reason_to_skip(_phase(name, line))]
+    assert skipped == ["tok_train", "base_train", "base_eval", "chat_sft"]
 
 
 @pytest.mark.parametrize("phase", [_phase("dataset", 5, "nanochat.dataset"), Phase("uv-sync", Step(None), 3)])

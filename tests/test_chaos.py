@@ -1,0 +1,56 @@
+"""A few of `make chaos`: kills at random moments and an emptied disk; a bucket that goes away; one that refuses."""
+
+import pytest
+from chaos import disturbed, fake_case, kills_of, problems, slow_down, wait_for
+from s3 import serve
+
+from homerun.errors import Exit
+from homerun.journal import replay
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+
+
+@pytest.mark.parametrize("seed", [0, 20, 30, 34])
+def test_a_run_killed_at_random_moments_ends_good_on_an_emptied_disk_and_lost_no_more_than_was_shown(tmp_path, seed):
+    case = fake_case(tmp_path)
+    case.play(kills_of(seed, case.total))
+    assert not problems(case)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("seed", [7, 9])
+def test_so_it_does_over_s3(tmp_path, s3_server, seed):
+    case = fake_case(tmp_path, f"chaos-{seed}", **s3_server.environ())
+    case.play(kills_of(seed, case.total))
+    assert not problems(case)
+
+
+@pytest.mark.s3
+def test_training_does_not_notice_that_the_bucket_is_dead_for_three_seconds(tmp_path):
+    with serve(tmp_path / "weed") as server:
+        case = fake_case(tmp_path, **server.environ())
+        assert not disturbed(case, server.kill, server.start, 3)
+
+
+@pytest.mark.s3
+def test_training_does_not_notice_that_the_bucket_asks_to_slow_down(tmp_path, s3_proxy, s3_server):
+    case = fake_case(tmp_path, "chaos-slow", **s3_server.environ(s3_proxy.endpoint))
+    found = disturbed(case, lambda: setattr(s3_proxy, "fault", slow_down), lambda: setattr(s3_proxy, "fault", None), 5)
+    assert not found
+
+
+@pytest.mark.s3
+def test_what_the_bucket_refused_at_the_end_is_named_with_exit_5_and_push_brings_it(tmp_path, s3_proxy, s3_server):
+    env = s3_server.environ(s3_proxy.endpoint) | {"HOMERUN_UPLOAD_MINUTES": "0.1"}
+    case = fake_case(tmp_path, "chaos-refused", total=20, **env)
+    job = case.start()
+    wait_for(lambda: any(e["type"] == "phase.begin" and e["phase"] == "chat_sft" for e in replay(case.journal)), 120)
+    s3_proxy.fault = lambda seen: ("status", 403, "AccessDenied") if seen.method in ("PUT", "POST") else None
+    assert job.wait() == Exit.UNPROVEN, case.said
+    assert "not in the bucket: " in case.said and "base_checkpoints/d4/000020" in case.said
+    assert f"homerun push {case.run}" in case.said.splitlines()[-1]
+    s3_proxy.fault = None
+    pushed = case.homerun("push", case.run)
+    assert pushed.returncode == 0, pushed.stderr
+    case.code = 0
+    assert not problems(case)
