@@ -13,6 +13,7 @@ import random
 import signal
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
@@ -163,7 +164,7 @@ Fault = Callable[[Seen], tuple | None]
 class FaultProxy:
     """An HTTP proxy to `upstream`; `fault` may be set at any time. `seen`: the requests; `body_bytes`: uploaded."""
 
-    def __init__(self, upstream: str):
+    def __init__(self, upstream: str, tls: ssl.SSLContext | None = None):
         self.upstream, self.fault = urlsplit(upstream), None
         self.seen: list[Seen] = []
         self.body_bytes = 0
@@ -193,7 +194,9 @@ class FaultProxy:
             request_queue_size = 64
 
         self.server = Threads(("127.0.0.1", 0), Handler)
-        self.endpoint = f"http://127.0.0.1:{self.server.server_address[1]}"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
+        self.endpoint = f"{'https' if tls else 'http'}://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> "FaultProxy":
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()

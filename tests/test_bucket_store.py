@@ -5,6 +5,8 @@ import hashlib
 import json
 import multiprocessing
 import os
+import ssl
+import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +22,7 @@ from homerun.bucket.store import Changed, Corrupt, Denied, FileChanged, Missing,
 from homerun.bucket.wire import HINTS, Endpoint, Throttle
 from homerun.errors import RequestError
 from homerun.settings import Settings
+from tests.s3 import FaultProxy
 
 BIG = 3 * PART + 12345  # four parts
 
@@ -403,6 +406,32 @@ def test_wrong_keys_and_read_only_keys_are_told_apart(s3_server, big):
         store.wire.endpoint = dataclasses.replace(store.wire.endpoint, **{field: "wrong-one"})
         with pytest.raises(Denied, match=hint):
             store.put("r/x", b"")
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """A server's context with a certificate of its own, and the file that trusts it."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    request = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    command = [*request.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate]
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return context, certificate
+
+
+@pytest.mark.s3
+def test_files_travel_over_tls_and_an_unknown_certificate_is_refused_at_once(
+    s3_server, tmp_path, big, tls, monkeypatch
+):
+    context, certificate = tls
+    with FaultProxy(s3_server.endpoint, context) as proxy:
+        with pytest.raises(Denied, match="certificate"):
+            s3_server.store(proxy.endpoint).put("tls/x", b"")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        store = s3_server.store(proxy.endpoint)
+        landed = store.upload(big, f"{tmp_path.name}/x", state=tmp_path / "state")
+        assert fetch(store, f"{tmp_path.name}/x", tmp_path / "back", landed) == big.read_bytes()
 
 
 @pytest.mark.s3

@@ -320,6 +320,22 @@ def test_a_bucket_that_is_gone_for_good_ends_with_what_is_not_in_it(tmp_path, s3
     assert {verdict.verdict for verdict in verify(bench.store, bench.run)} == {"ok"}
 
 
+def test_a_disk_that_is_full_for_a_while_delays_and_kills_nothing(tmp_path):
+    bench = Bench(tmp_path, {})
+    bench.start()
+    wait_for(lambda: bench.outbox.status())
+    outbox = bench.outbox.dir
+    moved = outbox.with_name("outbox.aside")
+    outbox.rename(moved)  # as no space: no file can be made
+    outbox.write_bytes(b"")
+    time.sleep(1.5)
+    assert bench.process.poll() is None
+    outbox.unlink()
+    moved.rename(outbox)
+    bench.offer("g", {"g": b"x"})
+    assert bench.answers()[1].ok
+
+
 def test_the_uploader_ignores_ctrl_c_and_term_but_not_its_lifeline(bench):
     bench.start()
     wait_for(lambda: bench.outbox.status())

@@ -77,7 +77,7 @@ class Uploader:
                 except LeaseError as error:
                     failures.append(error)
                     self.closed.set()
-                except HomerunError as error:
+                except (HomerunError, OSError) as error:  # a full disk, too: it may be freed
                     self._failed(error)
                 except BaseException as error:
                     failures.append(error)
@@ -219,7 +219,7 @@ class Uploader:
         with self._quiet:
             self._moved_bytes += moved
 
-    def _failed(self, error: HomerunError) -> None:
+    def _failed(self, error: Exception) -> None:
         self._error = self._redact(str(error))
 
     def _report(self) -> None:
