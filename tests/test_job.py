@@ -260,7 +260,7 @@ def test_kill_9_at_a_random_time_leaves_nothing_running_and_the_run_goes_on(plac
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint_on_an_emptied_disk(place):
-    job = _start(place)
+    job = _start(place, "--phase-args", "base_train=--sleep=0.5")
     wait_for(lambda: any("000010.optim" in event["group"] for event in events(place, "secured")))
     os.kill(job.pid, signal.SIGKILL)
     job.communicate()
