@@ -49,7 +49,7 @@ def command(
     print(f"OpenAI's clients: base_url={address}/v1, api_key=the token", file=sys.stderr)
     if token is None:
         print("only /healthz answers: there is no HOMERUN_SERVE_TOKEN and no terminal to show one at", file=sys.stderr)
-    serve(create_app(site, token, settings.homerun_public_status), listener, settings.homerun_idle_minutes)
+    serve(create_app(site, token, settings.homerun_public_status), site, listener, settings.homerun_idle_minutes)
 
 
 def _token(settings: Settings) -> tuple[str | None, bool]:

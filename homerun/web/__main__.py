@@ -40,7 +40,7 @@ def main() -> None:
     site = Site(Board(run_dir / "journal.jsonl"), Logs(run_dir), open_models(run_dir))
     app = create_app(site, token, settings.homerun_public_status)
     listener = listen(arguments.host, settings.homerun_port, fd)
-    serve(app, listener, settings.homerun_idle_minutes, busy=lambda: site.why_not() is not None)
+    serve(app, site, listener, settings.homerun_idle_minutes)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Site:
     models: Models | None = None
     ready: Callable[[], str | None] | None = None
     streams: int = 0
+    stopping: bool = False  # streams end by themselves then, and nobody waits for them
 
     def why_not(self) -> str | None:
         if self.ready is not None:
@@ -160,7 +161,7 @@ def _add_logs(app: FastAPI, site: Site, logs: Logs) -> None:
     async def follow_log(name: Name, offset: Annotated[int, Query(ge=-(2**40), le=2**60)] = -65536) -> Response:
         """Server-sent events: windows of the log as it grows."""
         await asyncio.to_thread(logs.path, name)
-        return _stream(site, _tail(logs, name, offset))
+        return _stream(site, _tail(site, logs, name, offset))
 
 
 async def _refresh(board: Board) -> None:
@@ -189,7 +190,7 @@ def _stream(site: Site, messages: AsyncIterator[tuple[str, Any]]) -> Response:
 async def _events(site: Site, board: Board) -> AsyncIterator[tuple[str, Any]]:
     """`run` whenever anything is new, and every 10 s for the clock; curves whole at first, then by points."""
     seen, told = -2, 0.0
-    while True:
+    while not site.stopping:
         now = time.monotonic()
         if board.seq != seen or now - told > 10:
             yield "run", {**snapshot(board.state), "chat": site.models is not None and site.why_not() is None}
@@ -204,9 +205,9 @@ async def _events(site: Site, board: Board) -> AsyncIterator[tuple[str, Any]]:
         await asyncio.sleep(STREAM_SECONDS)
 
 
-async def _tail(logs: Logs, name: str, offset: int) -> AsyncIterator[tuple[str, Any]]:
+async def _tail(site: Site, logs: Logs, name: str, offset: int) -> AsyncIterator[tuple[str, Any]]:
     quiet = 0
-    while True:
+    while not site.stopping:
         window = await asyncio.to_thread(logs.read, name, offset)
         if window["size"] < offset:  # a new attempt began the file again
             offset = 0

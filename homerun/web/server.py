@@ -1,15 +1,17 @@
 """Run an application on a port or on a socket that was handed down, until TERM, Ctrl-C or a long silence."""
 
 import logging
+import math
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import uvicorn
 
 from homerun.errors import RequestError
+from homerun.web.app import Site
 from homerun.web.guard import Guard
 
 # All that the web process sees of the environment: no bucket's, cloud's or W&B's key.
@@ -43,26 +45,22 @@ def listen(host: str, port: int, fd: int | None = None) -> socket.socket:
     return listener
 
 
-def serve(
-    app: Guard,
-    listener: socket.socket,
-    idle_minutes: float | None = None,
-    busy: Callable[[], bool] = lambda: False,
-) -> None:
-    """Serve until told to stop; with idle_minutes, until nobody talked to the model for so long while not `busy`."""
+def serve(app: Guard, site: Site, listener: socket.socket, idle_minutes: float | None = None) -> None:
+    """Serve until told to stop; with idle_minutes, until nobody talked to a model that was ready for so long."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=3, lifespan="on")
     server = uvicorn.Server(config)
-    if idle_minutes:
-        threading.Thread(target=_watch, args=(server, app, idle_minutes * 60, busy), daemon=True).start()
+    idle_seconds = idle_minutes * 60 if idle_minutes else math.inf
+    threading.Thread(target=_watch, args=(server, app, site, idle_seconds), daemon=True).start()
     server.run(sockets=[listener])
 
 
-def _watch(server: uvicorn.Server, app: Guard, seconds: float, busy: Callable[[], bool]) -> None:
+def _watch(server: uvicorn.Server, app: Guard, site: Site, idle_seconds: float) -> None:
     app.used_at = time.time()
     while not server.should_exit:
-        if busy():
+        if site.why_not():
             app.used_at = time.time()
-        left = app.used_at + seconds - time.time()
-        server.should_exit = left <= 0
-        time.sleep(max(0.0, min(left, 5.0)))
+        if time.time() - app.used_at > idle_seconds:
+            server.should_exit = True
+        time.sleep(0.25)
+    site.stopping = True
