@@ -140,7 +140,7 @@ def test_a_missing_shard_stops_the_run_and_names_the_count(place):
     fault(place, "dataset", "1")
     done = train(place)
     assert done.returncode == Exit.PHASE
-    (end,) = [event for event in events(place, "phase.end") if event["verdict"] == "failed"]
+    end = next(event for event in events(place, "phase.end") if event["verdict"] == "failed")
     assert "1 of 2" in end["reason"] or "3 of 4" in end["reason"] or "1/2" in end["reason"] or "3/4" in end["reason"]
     assert "base_train" not in [event["phase"] for event in events(place, "phase.begin")]
 
@@ -149,8 +149,8 @@ def test_a_phase_that_writes_nothing_has_failed(place):
     fault(place, "tok_train_writes_nothing")
     done = train(place)
     assert done.returncode == Exit.PHASE
-    (end,) = [event for event in events(place, "phase.end") if event["verdict"] == "failed"]
-    assert end["phase"] == "tok_train"
+    (end,) = [event for event in events(place, "phase.end") if event["phase"] == "tok_train"]
+    assert end["verdict"] == "failed"
     assert "tokenizer" in end["reason"]
 
 
