@@ -241,6 +241,7 @@ def test_the_journal_goes_on_where_an_earlier_attempt_on_another_machine_ended(b
     assert events[-1]["attempt"] == 2
 
 
+@pytest.mark.s3
 def test_no_secret_reaches_a_receipt_a_status_or_the_lost_note(tmp_path, s3_server):
     secret = "canary-9c1f7a"
     environ = s3_server.environ() | {"R2_SECRET_ACCESS_KEY": secret, "R2_BUCKET_NAME": secret}
@@ -371,3 +372,33 @@ time.sleep(60)
     wait_for(gone)
     assert lease.read(bench.store, bench.run).state == "released"
     assert json.loads((bench.outbox.dir / "uploader.json").read_bytes())["error"] == ""
+
+
+@pytest.mark.s3
+def test_an_object_that_reads_back_wrong_is_tried_again_and_at_the_end_named_as_unproven(tmp_path, s3_server, s3_proxy):
+    """As when somebody else writes to the run's folder: HEAD never agrees with what was stored."""
+    bench = Bench(tmp_path, s3_server.environ(s3_proxy.endpoint))
+    s3_proxy.fault = lambda request: ("status", 404, "NoSuchKey") if request.method == "HEAD" else None
+    seq = bench.offer("model", {"model": b"x"})
+    bench.start()
+    wait_for(lambda: "is not there as it was stored" in bench.outbox.status().get("error", ""))
+    assert not bench.outbox.receipts()
+    finish = bench.outbox.offer("finish", "_SUCCESS")
+    answers = bench.answers()
+    assert (answers[seq].why, answers[finish].why) == ("unproven", "unproven")
+    assert bench.named() == {}
+
+
+@pytest.mark.s3
+def test_the_first_look_at_the_bucket_may_fail_and_is_made_again(tmp_path, s3_server, s3_proxy):
+    """A manifest that was read although `_SUCCESS` could not be asked for is not taken for an opened one."""
+    bench = Bench(tmp_path, s3_server.environ(s3_proxy.endpoint))
+    refused = iter([True])
+    s3_proxy.fault = lambda request: (
+        ("status", 401, "Unauthorized")
+        if request.method == "HEAD" and "_SUCCESS" in request.path and next(refused, False)
+        else None
+    )
+    bench.offer("model", {"model": b"x"})
+    assert bench.start().answers()[1].ok
+    assert read_manifest(bench.store, bench.run).attempt == 1

@@ -26,7 +26,7 @@ from homerun.bucket import lease
 from homerun.bucket.follow import Follower
 from homerun.bucket.landing import Landing
 from homerun.bucket.outbox import NAMED, Outbox, Receipt, Request
-from homerun.bucket.store import Denied, StoreError, open_store, write_atomic
+from homerun.bucket.store import Corrupt, Denied, StoreError, Unreachable, open_store, write_atomic
 from homerun.errors import Exit, HomerunError, LeaseError
 from homerun.settings import Settings
 
@@ -63,7 +63,9 @@ class Uploader:
         self._waiting: list[Request] = self.outbox.pending()
         self._unproven: dict[str, Receipt] = self._earlier_failures()
         self._in_flight: list[Request] = []
-        self._moved_bytes, self._rate, self._error, self._finished = 0, 0.0, "", False
+        self._moved_bytes, self._rate, self._error = 0, 0.0, ""
+        self._opened = self._finished = False
+        self._journal_at = 0.0  # every event before this moment is in the bucket
         self._quiet = threading.Lock()
 
     def work(self) -> None:
@@ -86,7 +88,7 @@ class Uploader:
 
         loops = [
             (self._beat, lease.BEAT_SECONDS),
-            (self.follower.sync, self.settings.homerun_sync_seconds),
+            (self._follow_all, self.settings.homerun_sync_seconds),
             (self._land_some, POLL_SECONDS),
             (self._report, 1.0),
         ]
@@ -97,8 +99,9 @@ class Uploader:
         self.data.stop.set()
         if failures:
             raise failures[0]
+        end = time.monotonic() + FLUSH_SECONDS
         for thread in threads:
-            thread.join(FLUSH_SECONDS)
+            thread.join(max(0.0, end - time.monotonic()))
         self.flush()
 
     def flush(self) -> None:
@@ -130,8 +133,9 @@ class Uploader:
     # Groups
 
     def _land_some(self) -> None:
-        if not hasattr(self.landing, "manifest"):
+        if not self._opened:
             self.landing.open()
+            self._opened = True
         self._waiting += self.outbox.requests()
         for request in [r for r in self._waiting if r.kind in ("open-log", "metadata")]:
             self._answer(request, self._follow(request))
@@ -140,6 +144,11 @@ class Uploader:
             self._land(self.landing.batch(groups))
         elif self._waiting and self._waiting[0].kind == "finish":
             self._answer(self._waiting[0], self._finish(self._waiting[0]))
+
+    def _follow_all(self) -> None:
+        begun = time.time()
+        self.follower.sync()
+        self._journal_at = begun
 
     def _follow(self, request: Request) -> Receipt:
         if request.kind == "open-log":
@@ -151,10 +160,11 @@ class Uploader:
         self._in_flight = batch
         try:
             receipts = self.landing.land(batch)
-        except StoreError as error:
+        except (StoreError, Corrupt, OSError) as error:
             self._failed(error)
             if any(request.kind == "finish" for request in self._waiting):
-                why = "refused" if isinstance(error, Denied) else "unreachable"
+                why = "refused" if isinstance(error, Denied) else "unproven"
+                why = "unreachable" if isinstance(error, Unreachable) else why
                 for request in batch:
                     self._answer(request, Receipt(request.seq, False, why=why, text=self._redact(str(error))))
             else:
@@ -237,6 +247,7 @@ class Uploader:
                 "pending_bytes": sum(request.bytes for request in waiting),
                 "in_flight": [request.group for request in self._in_flight],
                 "bytes_per_second": round(self._rate),
+                "journal_at": round(self._journal_at, 3),
                 "seconds_since_beat": round(time.monotonic() - self._beat_at, 1),
                 "error": self._error,
                 "finished": self._finished,
