@@ -327,12 +327,12 @@ import signal, sys, time
 caught = []
 signal.signal({int(number)}, lambda *_: caught.append(1))
 print("ready", flush=True)
-time.sleep(30) if not caught else None
+while not caught:
+    time.sleep(0.01)
 time.sleep(0.3)
 print("caught", len(caught), flush=True)
 sys.exit({code})
 """
-    wrapper = wrapper.replace("time.sleep(30) if not caught else None", "signal.pause()")
     running = box(wrapper, HOMERUN_AFTER="hold")
     running.until("ready")
     running.process.send_signal(number)
