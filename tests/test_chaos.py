@@ -10,7 +10,7 @@ from homerun.journal import replay
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-@pytest.mark.parametrize("seed", [0, 20, 30, 34])
+@pytest.mark.parametrize("seed", [0, 20, 30])
 def test_a_run_killed_at_random_moments_ends_good_on_an_emptied_disk_and_lost_no_more_than_was_shown(tmp_path, seed):
     case = fake_case(tmp_path)
     case.play(kills_of(seed, case.total))
@@ -41,7 +41,7 @@ def test_training_does_not_notice_that_the_bucket_asks_to_slow_down(tmp_path, s3
 
 @pytest.mark.s3
 def test_what_the_bucket_refused_at_the_end_is_named_with_exit_5_and_push_brings_it(tmp_path, s3_proxy, s3_server):
-    env = s3_server.environ(s3_proxy.endpoint) | {"HOMERUN_UPLOAD_MINUTES": "0.1"}
+    env = s3_server.environ(s3_proxy.endpoint) | {"HOMERUN_UPLOAD_MINUTES": "0.05"}
     case = fake_case(tmp_path, "chaos-refused", total=20, **env)
     job = case.start()
     wait_for(lambda: any(e["type"] == "phase.begin" and e["phase"] == "chat_sft" for e in replay(case.journal)), 120)
@@ -52,5 +52,8 @@ def test_what_the_bucket_refused_at_the_end_is_named_with_exit_5_and_push_brings
     s3_proxy.fault = None
     pushed = case.homerun("push", case.run)
     assert pushed.returncode == 0, pushed.stderr
-    case.code = 0
+    verified = case.homerun("verify", case.run)
+    assert verified.returncode == 0 and "base_checkpoints/d4/model_000020.pt" in verified.stdout
+    case.code = case.start().wait()  # says that it is good: nothing is trained again
     assert not problems(case)
+    assert [e["phase"] for e in replay(case.journal) if e["type"] == "phase.begin"].count("base_train") == 1

@@ -37,7 +37,6 @@ class Gauge:
 
     def phase_ended(self, phase: str, at: float) -> None:
         self._ended[phase] = at
-        self._settle()
 
     def offered(self, group: Group, phase: str) -> None:
         self._waiting[group.name] = (phase, self._moment(group, phase))
@@ -48,17 +47,19 @@ class Gauge:
 
     def log_secured(self, log: str) -> None:
         self._waiting.pop(log, None)
-        self._settle()
 
     def secured(self, group: Group) -> None:
         phase, moment = self._waiting.pop(group.name, ("", 0.0))
         if group.step is not None and phase.partition(".")[0] in self.resumable and not self._half(group.name):
             self._secured_until = max(self._secured_until, moment)
             self._secured_step = group.step
-        self._settle()
 
-    def read(self, now: float, pending_bytes: int | None) -> dict[str, Any]:
-        """The `gauge` event's data: lost_minutes, lost_usd, secured_step, pending_bytes."""
+    def read(self, now: float, pending_bytes: int | None, journal_at: float) -> dict[str, Any]:
+        """The `gauge` event's data: lost_minutes, lost_usd, secured_step, pending_bytes.
+
+        journal_at: events before it are in the bucket. A phase whose end is not told there would run again.
+        """
+        self._settle(journal_at)
         lost = max(0.0, now - max(self._secured_until, self.began))
         dollars = None if self.price_per_hour is None else round(lost / 3600 * self.price_per_hour, 4)
         return {
@@ -80,10 +81,10 @@ class Gauge:
         other = group.removesuffix(".optim") if group.endswith(".optim") else f"{group}.optim"
         return other in self._waiting
 
-    def _settle(self) -> None:
-        """Phases that ended, in order, up to the first with a group that is not secured yet."""
+    def _settle(self, journal_at: float) -> None:
+        """Phases that ended, in order, up to the first with a group, a log or an end that is not secured yet."""
         open_phases = {phase for phase, _ in self._waiting.values()}
         for phase, at in self._ended.items():
-            if phase in open_phases:
+            if phase in open_phases or at > journal_at:
                 return
             self._secured_until = max(self._secured_until, at)

@@ -77,7 +77,9 @@ class Supervisor:
             if self._is_due("machine", MACHINE_SECONDS):
                 self.emit("machine", **sample(self.run.dir))
             if self._is_due("gauge", GAUGE_SECONDS):
-                self.emit("gauge", **self.gauge.read(time.time(), self.outbox.status().get("pending_bytes")))
+                status = self.outbox.status()
+                reading = self.gauge.read(time.time(), status.get("pending_bytes"), status.get("journal_at", 0.0))
+                self.emit("gauge", **reading)
             if self._is_due("watchdog", WATCHDOG_SECONDS):
                 self._watchdog()
             self.check_children()
