@@ -444,13 +444,14 @@ def build_wheel(folder, config=None, metadata=None):
     wrapper = f"""# /// script
 # dependencies = ["greeting @ file://{package}"]
 # ///
-import greeting, os, signal, socket, sys
+import greeting, os, signal, socket, sys, time
 socket.socket(fileno=int(os.environ["HOMERUN_PORT_FD"]))
 caught = []
 signal.signal(signal.SIGTERM, lambda *_: caught.append(1))
 print("ready", greeting.text, sys.argv[1:], flush=True)
-signal.pause()
-import time; time.sleep(0.5)
+while not caught:
+    time.sleep(0.05)
+time.sleep(0.5)
 print("caught", len(caught))
 sys.exit(143)
 """

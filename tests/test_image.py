@@ -8,16 +8,19 @@ HOMERUN_DOCKER_DIR; HOMERUN_TEST_IMAGE names an image that is built already.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from homerun.bucket import restore
 from homerun.bucket.manifest import whole_steps
@@ -322,6 +325,84 @@ def test_secrets_may_come_from_files(box: Any, tmp_path: Path, server: s3.Server
     )  # fmt: skip
     running.start()
     assert running.wait() == 0, running.log[-3000:]
+
+
+SHORT_TOY = {
+    "base_train": "--num-iterations=6 --eval-every=6 --save-every=6 --eval-tokens=2048",
+    "base_eval": "--split-tokens=2048",
+    "chat_sft": "--num-iterations=4",
+    "chat_eval": "-x 4",
+}
+CHROMIUM_FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync"
+)
+
+
+@pytest.fixture(scope="session")
+def image_with_torch(engine: None) -> str:
+    """EXTRAS=serve,train; PyTorch from the folder of PIP_FIND_LINKS where there is one."""
+    wheels = os.environ.get("PIP_FIND_LINKS", "")
+    context = ["--build-context", f"wheels={wheels}"] if Path(wheels).is_dir() and wheels else []
+    extras = ["--build-arg", "EXTRAS=serve,train"]
+    name = "nanochat-training:torch"
+    docker("build", *standin(), *context, *extras, "-f", "Dockerfile.training", "-t", name, ".", cwd=ROOT)
+    return name
+
+
+def health(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as reply:
+        return reply.read().decode()
+
+
+@pytest.mark.browser
+def test_kept_alive_it_ends_in_a_chat_page_that_answers(
+    image_with_torch: str, server: s3.Server, tmp_path: Path
+) -> None:
+    """The toy recipe, shortened; then a real browser talks to what it trained; TERM ends it with the run's code."""
+    chromium = shutil.which("chromium")
+    if not chromium:
+        pytest.skip("no Chromium: apt-get install chromium")
+    port = s3.free_ports(1)[0]
+    settings = {
+        "HOMERUN_SCRIPT": "/opt/homerun/recipes/toy.sh",
+        "HOMERUN_PHASE_ARGS": json.dumps(SHORT_TOY),
+        "KEEP_ALIVE": "true",
+        "HOMERUN_PORT": str(port),
+        "HOMERUN_SERVE_TOKEN": "serve-token-of-test",
+    }
+    running = Box(
+        image_with_torch,
+        server,
+        tmp_path,
+        "--read-only",
+        "--tmpfs",
+        "/tmp",
+        "--mount",
+        "type=volume,dst=/data",
+        **settings,
+    )
+    try:
+        running.start()
+        deadline = time.monotonic() + 300
+        while not running.is_proven():
+            assert time.monotonic() < deadline and running.state["Running"], running.log[-3000:]
+            time.sleep(1)
+        assert '"good"' in health(port)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS.split())
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{port}/chat")
+            assert page.locator("#words").count() == 0  # not without the token
+            page = browser.new_page()
+            page.goto(f"http://127.0.0.1:{port}/chat#token=serve-token-of-test")
+            page.locator("#words").fill("Who are you?")
+            page.locator("#send").click()
+            expect(page.locator("#messages li").nth(1)).to_contain_text(re.compile(r"\S"), timeout=60_000)
+            browser.close()
+        docker("stop", "-t", "30", running.name)
+        assert running.state["ExitCode"] == 0
+    finally:
+        docker("rm", "-f", "-v", running.name, check=False)
 
 
 def test_from_deploy_to_a_model_at_home(image: str, server: s3.Server, tmp_path: Path) -> None:
