@@ -246,7 +246,12 @@ class Box:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            start_new_session=True,
         )
+
+    def signal(self, number: int) -> None:
+        """To the whole process group, as `tini -g` does."""
+        os.killpg(self.process.pid, number)
 
     def get(self, path: str) -> tuple[int, str]:
         try:
@@ -335,7 +340,7 @@ sys.exit({code})
 """
     running = box(wrapper, HOMERUN_AFTER="hold")
     running.until("ready")
-    running.process.send_signal(number)
+    running.signal(number)
     status, output = running.end()
     assert status == code and "caught 1" in output
 
@@ -349,7 +354,7 @@ def test_a_signal_during_the_fetch_ends_the_box_at_once(box: Any) -> None:
                 break
             except OSError:
                 time.sleep(0.02)
-        running.process.send_signal(signal.SIGTERM)
+        running.signal(signal.SIGTERM)
         assert running.end()[0] == 143
 
 
@@ -381,7 +386,7 @@ def test_a_held_box_starts_a_crashed_job_again_but_never_one_that_has_decided(
     assert len((tmp_path / "starts").read_text()) == starts
     assert running.get("/healthz") == (200, json.dumps({"status": "held", "code": final}) + "\n")
     assert running.process.poll() is None
-    running.process.send_signal(signal.SIGTERM)
+    running.signal(signal.SIGTERM)
     assert running.end()[0] == final
 
 
@@ -458,7 +463,7 @@ sys.exit(143)
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     running = box(wrapper, PATH=path, UV_CACHE_DIR=str(tmp_path / "uv"))
     running.until("ready newer ['--flag']")
-    running.process.send_signal(signal.SIGTERM)
+    running.signal(signal.SIGTERM)
     status, output = running.end()
     assert status == 143 and "caught 1" in output
 
