@@ -3,6 +3,9 @@
 Rows are kept side by side (the last one moves into a gap), so that a decoding step reads a plain slice of the cache.
 """
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
@@ -15,9 +18,7 @@ class SlotCache:
     def __init__(self, model: GPT, slots: int, context: int):
         c = model.config
         shape = (c.n_layer, slots, c.n_kv_head, context + 1, c.n_embd // c.n_head)
-        # zeros, not empty: a masked key has weight 0, and 0 * NaN is NaN. On a CPU untouched zeros take no memory.
-        self.k = torch.zeros(shape, dtype=model.lm_head.weight.dtype, device=model.device)
-        self.v = torch.zeros_like(self.k)
+        self.k, self.v = (_zeros(shape, model.lm_head.weight) for _ in "kv")
         self.scrap = context
 
     @property
@@ -29,6 +30,15 @@ class SlotCache:
         """Row `source`'s first `length` positions become row `target`'s."""
         self.k[:, target, :, :length] = self.k[:, source, :, :length]
         self.v[:, target, :, :length] = self.v[:, source, :, :length]
+
+
+def _zeros(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    """Zeros, not just memory: a masked key has weight 0, and 0 * NaN is NaN. On a CPU as pages of the system's, which
+    take memory once they are used; torch would write its zeros, and numpy asks for pages of 2 MB."""
+    if like.device.type == "cpu":
+        pages = mmap.mmap(-1, math.prod(shape) * like.element_size())
+        return torch.frombuffer(pages, dtype=like.dtype).view(shape)
+    return torch.zeros(shape, dtype=like.dtype, device=like.device)
 
 
 class Pass:
