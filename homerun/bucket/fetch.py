@@ -15,7 +15,7 @@ from pathlib import Path
 from homerun.bucket.store import Corrupt, Progress
 
 RANGE = 16 << 20
-BLOCK = 1 << 18
+BLOCK = 1 << 20
 
 ReadRange = Callable[
     [int, int, int], None
@@ -31,13 +31,12 @@ def fetch_file(
     size: int,
     sha256: str,
     progress: Progress | None,
-    ahead: int,
 ) -> None:
     """Fetch `size` bytes through `read_range` into `dest`. Corrupt when the bytes are wrong twice."""
     dest.parent.mkdir(parents=True, exist_ok=True)
     part, notes = dest.with_name(dest.name + ".part"), dest.with_name(dest.name + ".part.done")
     for last in (False, True):
-        if _fetch(read_range, workers, part, notes, version, size, progress, ahead) == sha256:
+        if _fetch(read_range, workers, part, notes, version, size, progress) == sha256:
             part.replace(dest)
             notes.unlink()
             return
@@ -57,7 +56,6 @@ def _fetch(
     version: str,
     size: int,
     progress: Progress | None,
-    ahead: int,
 ) -> str:
     """Fetch what `notes` do not have yet; the SHA-256 of what then is in the file."""
     header = f"{version} {size} {RANGE}"
@@ -90,24 +88,19 @@ def _fetch(
             if failed:
                 raise failed
 
-        hashed, next_index = 0, 0
+        for index in range(count):
+            if index not in have:
+                pending[workers.submit(read_range, index * RANGE, length(index), file.fileno())] = index
         try:
-            while hashed < count:
-                while next_index < count and len(pending) < ahead:
-                    if next_index not in have:
-                        future = workers.submit(read_range, next_index * RANGE, length(next_index), file.fileno())
-                        pending[future] = next_index
-                    next_index += 1
-                if hashed not in have:
+            for index in range(count):  # in order, while the others arrive
+                while index not in have:
                     note(wait(pending, return_when=FIRST_COMPLETED).done)
-                while hashed in have and (hashed < next_index or not pending):  # in order, while the others arrive
-                    _hash(file.fileno(), hashed * RANGE, length(hashed), digest)
-                    hashed += 1
-                    if next_index < count and len(pending) < ahead:
-                        break
+                _hash(file.fileno(), index * RANGE, length(index), digest)
         except BaseException:
-            with suppress(Exception):  # what else has come meanwhile need not come again
-                note(wait(pending).done)
+            for future in pending:
+                future.cancel()
+            with suppress(Exception):  # what was under way need not come again
+                note(future for future in wait(pending).done if not future.cancelled())
             raise
     return digest.hexdigest()
 

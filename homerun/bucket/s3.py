@@ -353,7 +353,7 @@ class S3Store:
 
             self._get_range(key, etag, offset, length, sink)
 
-        fetch_file(read_range, self._workers, key, dest, etag, bytes, sha256, progress, self.concurrency)
+        fetch_file(read_range, self._workers, key, dest, etag, bytes, sha256, progress)
 
     def _download_small(self, key: str, dest: Path, etag: str, sha256: str) -> None:
         for _ in range(2):

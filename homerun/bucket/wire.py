@@ -22,7 +22,7 @@ from homerun.bucket.store import Changed, Denied, FileChanged, Missing, Stopped,
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
-BLOCK = 1 << 18  # bytes moved between file and socket at a time; stays in the CPU's cache
+BLOCK = 1 << 20  # bytes moved between file and socket at a time; fewer, larger steps wait for the GIL less
 PASSING = {408, 425, 429, 500, 502, 503, 504}
 PASSING_CODES = {"BadDigest", "IncompleteBody", "InternalError", "RequestTimeout", "SlowDown", "TooManyRequests"}
 
