@@ -215,7 +215,8 @@ def problems(case: Case) -> list[str]:
         found.append(f"the loss curve lacks steps {sorted(holes)[:10]}")
     if left := case.alive():
         found.append(f"still running: {left}")
-    return found + [problem for death in case.deaths for problem in _lost_too_much(case.events(), death)]
+    told = {(event["attempt"], event["seq"]) for event in replay(case.journal)}
+    return found + [problem for death in case.deaths for problem in _lost_too_much(case.events(), death, told)]
 
 
 def _final(total: int) -> list[re.Pattern[str]]:
@@ -229,8 +230,11 @@ def _is(event: Event, type: str, phase: str) -> bool:
     return event["type"] == type and event.get("phase") == phase
 
 
-def _lost_too_much(events: list[Event], death: Death) -> list[str]:
-    """Work that a death cost, against what was secured when it came, and against what the gauge had shown."""
+def _lost_too_much(events: list[Event], death: Death, told: set[tuple[int, int]]) -> list[str]:
+    """Work that a death cost, against what was secured when it came, and against what the gauge had shown.
+
+    told: (attempt, seq) of the events that were in the bucket.
+    """
     if not death.events:
         return []
     found, lost, attempt = [], 0.0, death.attempt
@@ -243,15 +247,16 @@ def _lost_too_much(events: list[Event], death: Death) -> list[str]:
         if again is None or again["type"] == "phase.skip":
             continue
         resumed = resumed_step(again)
-        ends = [e["t"] for e in death.events if _is(e, "phase.end", phase) and e["t"] <= death.at]
+        ends = [e for e in death.events if _is(e, "phase.end", phase) and e["t"] <= death.at]
         kept = [e["t"] for e in death.events if _is(e, "step", phase) and e["step"] == resumed - 1]
-        lost += max(0.0, (ends or [death.at])[0] - (kept or [begin["t"]])[-1])
+        lost += max(0.0, (ends[0]["t"] if ends else death.at) - (kept or [begin["t"]])[-1])
         made = {e["group"] for e in death.events if _is(e, "group", phase) and e["kind"] in ("checkpoint", "tokenizer")}
-        if ends and made and made <= {e["group"] for e in before if e["type"] == "secured"}:
+        known = ends and (attempt, ends[0]["seq"]) in told
+        if known and made and made <= {e["group"] for e in before if e["type"] == "secured"}:
             found.append(f"attempt {attempt}: {phase} had ended and was secured, and was run again")
         secured = newest_secured(before, phase)
         death.redone[phase] = 1 + max((e["step"] for e in before if _is(e, "step", phase)), default=-1) - resumed
-        if resumed < secured:
+        if phase == "base_train" and resumed < secured:
             found.append(f"attempt {attempt}: {phase} went on from {resumed}, but {secured} was secured")
     gauges = [event for event in death.events if event["type"] == "gauge" and event["t"] <= death.at]
     shown = gauges[-1]["lost_minutes"] * 60 + death.at - gauges[-1]["t"] if gauges else 0.0

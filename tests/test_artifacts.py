@@ -72,6 +72,15 @@ def test_a_checkpoint_is_offered_at_the_second_equal_scan_and_once(tmp_path):
     assert watch.poll(()) == []
 
 
+def test_what_a_resume_brought_back_is_not_offered_again_until_it_is_written_again(tmp_path):
+    checkpoint(tmp_path, 10)
+    checkpoint(tmp_path, 20)
+    watch = Watch(tmp_path, 1, Saver(), known=[path for path in scan(tmp_path) if "000010" in path])
+    assert names(twice(watch)) == [f"{FOLDER}/000020", f"{FOLDER}/000020.optim"]
+    os.utime(tmp_path / FOLDER / "model_000010.pt", (1, 1))
+    assert names(twice(watch)) == [f"{FOLDER}/000010"]
+
+
 @pytest.mark.slow  # imports torch
 def test_what_torch_saves_is_whole_and_cut_anywhere_it_is_not(tmp_path):
     torch = pytest.importorskip("torch")

@@ -10,7 +10,7 @@ from homerun.journal import replay
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 
-@pytest.mark.parametrize("seed", [0, 20, 30])
+@pytest.mark.parametrize("seed", [0, 13, 20])
 def test_a_run_killed_at_random_moments_ends_good_on_an_emptied_disk_and_lost_no_more_than_was_shown(tmp_path, seed):
     case = fake_case(tmp_path)
     case.play(kills_of(seed, case.total))
@@ -54,6 +54,7 @@ def test_what_the_bucket_refused_at_the_end_is_named_with_exit_5_and_push_brings
     assert pushed.returncode == 0, pushed.stderr
     verified = case.homerun("verify", case.run)
     assert verified.returncode == 0 and "base_checkpoints/d4/model_000020.pt" in verified.stdout
+    case.env["HOMERUN_UPLOAD_MINUTES"] = "5"
     case.code = case.start().wait()  # says that it is good: nothing is trained again
     assert not problems(case)
     assert [e["phase"] for e in replay(case.journal) if e["type"] == "phase.begin"].count("base_train") == 1

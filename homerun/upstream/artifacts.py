@@ -138,10 +138,16 @@ class Watch:
     base: Path
     world_size: int
     saver: Saver
-    known: Collection[str] = ()  # paths that are in the bucket already
+    known: Collection[str] = ()  # paths that are in the bucket as they are now, brought back by a resume
     _before: dict[str, File] = field(default_factory=dict)
     _ended: set[str] = field(default_factory=set)
     _offered: dict[str, tuple[File, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """What was brought back is not offered again: it would pass for the work of the phase that runs now."""
+        for group in groups(scan(self.base), self.saver, self.world_size):
+            if all(file.path in self.known for file in group.files):
+                self._offered[group.name] = group.files
 
     def poll(self, ended: Collection[str], settled: bool = False) -> list[Group]:
         """ended: the phases that ended well so far; what those new in it wrote needs no second look. settled: nothing
