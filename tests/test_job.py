@@ -401,3 +401,12 @@ def test_the_gates_in_upstreams_own_environment_end_a_run_before_its_first_phase
     assert done.returncode == Exit.PREFLIGHT, done.stdout + done.stderr
     assert [event for event in events(place, "check") if event["stage"] == "B" and event["verdict"] == "fail"]
     assert not events(place, "phase.begin")
+
+
+def test_a_run_is_given_up_after_its_attempts_with_a_clear_word(place):
+    fault(place, "base_train", "3")
+    assert train(place, HOMERUN_MAX_ATTEMPTS="1").returncode == Exit.PHASE
+    again = train(place, HOMERUN_MAX_ATTEMPTS="1")
+    assert again.returncode == Exit.ATTEMPTS
+    assert "HOMERUN_MAX_ATTEMPTS=" in again.stderr and len(again.stderr.strip().splitlines()) == 1
+    assert train(place, HOMERUN_MAX_ATTEMPTS="2").returncode == Exit.PHASE

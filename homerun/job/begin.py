@@ -69,9 +69,10 @@ def begin(request: Request) -> Start:
     done = _finished(store, run)
     held = None if done else lease.acquire(store, run.id, owner, watching=_say_watching)
     try:  # whoever had the lease may have finished meanwhile: nothing is read before it is ours
-        _check_attempts(request, run, held)
         restore_journal(store, run)
         history = [event for event in replay(run.journal) if event["type"] in REMEMBERED]
+        if held:
+            _check_attempts(request, run, sum(event["type"] == "attempt.begin" for event in history))
         start = _start(request, run, store, _same_source(request, run, history), owner, held, history)
         start.finished = done or _finished(store, run)
     except BaseException:
@@ -112,11 +113,11 @@ def _finished(store: Store, run: Run) -> bool:
     return store.head(f"{run.id}/_SUCCESS") is not None
 
 
-def _check_attempts(request: Request, run: Run, held: lease.Lease | None) -> None:
-    if held and held.attempt > request.settings.homerun_max_attempts:
+def _check_attempts(request: Request, run: Run, attempts: int) -> None:
+    if attempts >= request.settings.homerun_max_attempts:
         raise HomerunError(
-            f"{run.id} was started {held.attempt - 1} times and is not finished",
-            f"Look into `homerun logs {run.id}`; HOMERUN_MAX_ATTEMPTS={held.attempt + 5} lets it go on",
+            f"{run.id} was started {attempts} times and is not finished",
+            f"Look into `homerun logs {run.id}`; HOMERUN_MAX_ATTEMPTS={attempts + 5} lets it go on",
             Exit.ATTEMPTS,
         )
 
