@@ -63,7 +63,6 @@ class Settings(BaseSettings):
 
     # Saving and landing
     homerun_save_minutes: float = Field(20.0, gt=0)
-    homerun_sync_data: bool = False
     homerun_sync_seconds: float = Field(
         2.0, ge=0.1
     )  # least time between two writes of one key (R2 allows one a second)
