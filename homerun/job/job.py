@@ -372,7 +372,7 @@ class Job:
     def _missing(self) -> str:
         waiting = [request.group for request in self.outbox.pending() if request.kind in ("artifact", "log", "report")]
         names = [*self.supervisor.refused, *waiting]
-        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
         error = self.outbox.status().get("error")
         return f"not in the bucket: {shown or 'the end of the run'}" + (f" ({error})" if error else "")
 
