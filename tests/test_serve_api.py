@@ -31,6 +31,7 @@ def url(models):
     install_errors(app)
     app.include_router(router(models))
     with live(app) as url:
+        httpx.post(f"{url}/v1/completions", json={"model": "sft", "prompt": "a"}, timeout=60)  # it is loaded now
         yield url
 
 
@@ -196,8 +197,12 @@ def test_hanging_up_ends_the_answer_streamed_or_not(url, models):
     for stream in (True, False):
         body = {"model": "sft", "messages": HI, "stream": stream, "n": 4, "seed": 1, "max_tokens": 200}
         before = engine.stats()["tokens"]
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.02))
+        if stream:
+            with httpx.stream("POST", f"{url}/v1/chat/completions", json=body) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/chat/completions", json=body, timeout=httpx.Timeout(5, read=0.02))
         deadline = time.monotonic() + 20
         while engine.stats()["running"] or engine.stats()["queued"]:
             assert time.monotonic() < deadline, "an answer is still being written for nobody"

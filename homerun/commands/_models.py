@@ -1,6 +1,7 @@
 """Finding what `serve`, `chat` and `export` work on: a folder, a run on this machine, or one in the bucket."""
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +11,9 @@ from homerun.bucket.meter import Meter
 from homerun.bucket.restore import choose, read_manifest, restore, restore_journal
 from homerun.bucket.store import Missing, Store, write_atomic
 from homerun.commands import _runs
-from homerun.errors import RequestError
+from homerun.errors import HomerunError, RequestError
 from homerun.settings import Settings
+from homerun.upstream.worktree import checkout
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,25 @@ class Source:
             return json.loads((self.folder / "metadata.json").read_text())
         except (OSError, ValueError):
             return {}
+
+
+def find_checkout(settings: Settings, source: Source, given: Path | None) -> Path | None:
+    """Upstream's code at the commit that trained the run: as given, else fetched by what metadata.json says.
+
+    None where the run has its own worktree or upstream had no part in it; and where the code cannot be had, which is
+    said: a model of October 2025's architecture is then served without that check, and another one refused.
+    """
+    if given is not None or (source.folder / "src").is_dir():
+        return given
+    upstream = source.metadata().get("upstream") or {}
+    if not (upstream.get("url") and upstream.get("commit")):
+        return None
+    dest = settings.homerun_dir / "models" / "src" / upstream["commit"]
+    try:
+        return checkout(upstream["url"], upstream["commit"], dest).root
+    except HomerunError as error:
+        print(f"warning: upstream's code at {upstream['commit'][:10]} cannot be had: {error}", file=sys.stderr)
+        return None
 
 
 def find_source(settings: Settings, wanted: str, step: str | None = None) -> Source:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from homerun.commands._models import find_source
+from homerun.commands._models import find_checkout, find_source
 from homerun.errors import RequestError
 from homerun.settings import Settings
 
@@ -35,8 +35,9 @@ def command(
     from homerun.serve.loading import open_models
     from homerun.serve.talk import Talk
 
-    source = find_source(Settings.load(), run, step)
-    models = open_models(source.folder, device, upstream)
+    settings = Settings.load()
+    source = find_source(settings, run, step)
+    models = open_models(source.folder, device, find_checkout(settings, source, upstream))
 
     async def main() -> None:
         found = await models.get(model)

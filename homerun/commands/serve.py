@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from homerun.commands._models import Source, find_source
+from homerun.commands._models import Source, find_checkout, find_source
 from homerun.settings import Settings
 
 
@@ -36,7 +36,7 @@ def command(
 
     settings = Settings.load()
     source: Source = find_source(settings, run, step)
-    models = open_models(source.folder, device, upstream)
+    models = open_models(source.folder, device, find_checkout(settings, source, upstream))
     models.list()
     run_dir = source.run_dir
     site = Site(

@@ -82,11 +82,14 @@ class Choice:
     async def pieces(self) -> AsyncIterator[tuple[str, list[dict[str, str]]]]:
         """(text, calculator uses since the last piece), until the answer ends."""
         told = 0
-        answer = aiter(self.generation)
         try:
-            async for token in answer:
-                self.tokens += 1
-                text = self.text.feed(token)
+            async for tokens in self.generation.batches():
+                text = ""
+                for token in tokens:
+                    self.tokens += 1
+                    text += self.text.feed(token)
+                    if self.text.stopped:
+                        break
                 calls = [{"expression": c.expression, "result": c.result} for c in self.text.calls[told:]]
                 told += len(calls)
                 if text or calls:

@@ -1,8 +1,9 @@
 """One answer being written: what an engine fills on its thread and a request reads on the event loop."""
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from typing import Protocol
 
 from homerun.serve.sampling import Sampling
@@ -40,16 +41,24 @@ class Generation:
                 self._on_cancel()
 
     async def __aiter__(self) -> AsyncIterator[int]:
+        async with contextlib.aclosing(self.batches()) as batches:
+            async for tokens in batches:
+                for token in tokens:
+                    yield token
+
+    async def batches(self) -> AsyncGenerator[list[int], None]:
+        """The tokens, as many at once as there are: a busy event loop has less to do for each."""
         try:
-            while True:
-                item = await self._inbox.get()
-                if isinstance(item, int):
-                    yield item
-                elif isinstance(item, str):
-                    self.finish = item
-                    return
-                else:
-                    raise item
+            while self.finish is None:
+                items = [await self._inbox.get()]
+                while not self._inbox.empty():
+                    items.append(self._inbox.get_nowait())
+                if tokens := [item for item in items if isinstance(item, int)]:
+                    yield tokens
+                if isinstance(items[-1], str):
+                    self.finish = items[-1]
+                elif isinstance(items[-1], Exception):
+                    raise items[-1]
         finally:
             self.cancel()
 
