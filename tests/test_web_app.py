@@ -96,6 +96,13 @@ def test_the_token_lets_in_by_header_and_by_cookie(url):
         assert browser.get("/api/run").json()["run"] == RUN
 
 
+@pytest.mark.parametrize("shown", [TOKEN[:-1], TOKEN + "x", TOKEN.upper(), TOKEN[1:], TOKEN[:-1] + "0", "*"])
+def test_a_token_that_is_nearly_right_is_wrong(url, shown):
+    assert httpx.get(f"{url}/api/run", headers={"Authorization": f"Bearer {shown}"}).status_code == 401
+    assert httpx.get(f"{url}/api/run", headers={"Cookie": f"homerun={shown}"}).status_code == 401
+    assert httpx.post(f"{url}/login", json={"token": shown}).status_code == 401
+
+
 def test_a_browser_without_the_token_is_asked_for_it(url):
     answer = httpx.get(f"{url}/chat", headers={"Accept": "text/html"})
     assert answer.status_code == 401 and "<form" in answer.text
@@ -363,6 +370,12 @@ def test_reading_windows_on_gives_the_whole_log(tmp_path):
     while (window := logs.read("logs/a01/0001-x.log", offset, 1000))["text"]:
         got, offset = got + window["text"], window["next"]
     assert got == text
+    wide = tmp_path / "logs/a01/0002-y.log"
+    wide.write_text("日🦊" * 2000)  # one line, cut in the middle of characters
+    got, offset = "", 0
+    while (window := logs.read("logs/a01/0002-y.log", offset, 1000))["text"]:
+        got, offset = got + window["text"], window["next"]
+    assert got == "日🦊" * 2000
     tail = logs.read("logs/a01/0001-x.log", -500)["text"]
     assert text.endswith(tail) and 0 < len(tail.encode()) <= 500 and text[: -len(tail)].endswith("\n")
 
