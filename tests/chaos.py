@@ -113,18 +113,22 @@ class Case:
     def play(self, kills: list[Kill]) -> None:
         """Start, kill, empty the disk, start again …, to the end that nobody disturbs."""
         job = self.start()
-        for kill in kills:
-            if not self._comes(kill, job):
-                break
-            at = time.time()
-            strike(job.pid, kill.victim)
-            if kill.victim == "uploader":
-                continue  # the job goes on
-            if job.wait() == 0:
-                break  # the phase was a harmless one, or was over
-            self._bury(at)
-            job = self.start()
-        self.code = job.wait()
+        try:
+            for kill in kills:
+                if not self._comes(kill, job):
+                    break
+                at = time.time()
+                strike(job.pid, kill.victim)
+                if kill.victim == "uploader":
+                    continue  # the job goes on
+                if job.wait() == 0:
+                    break  # the phase was a harmless one, or was over
+                self._bury(at)
+                job = self.start()
+            self.code = job.wait()
+        finally:
+            job.kill()  # where we were interrupted; the guard ends the rest
+            job.wait()
 
     def _comes(self, kill: Kill, job: subprocess.Popen[bytes]) -> bool:
         """Wait for the moment of a kill in this attempt; False when the attempt is over before."""
@@ -309,13 +313,17 @@ def disturbed(case: Case, begin: Callable[[], object], end: Callable[[], object]
     Training must not notice: one attempt, every phase begun once.
     """
     job = case.start()
-    wait_for(lambda: job.poll() is not None or any(_is(e, "step", "base_train") for e in replay(case.journal)), 120)
-    begin()
     try:
-        time.sleep(seconds)
+        wait_for(lambda: job.poll() is not None or any(_is(e, "step", "base_train") for e in replay(case.journal)), 120)
+        begin()
+        try:
+            time.sleep(seconds)
+        finally:
+            end()
+        case.code = job.wait()
     finally:
-        end()
-    case.code = job.wait()
+        job.kill()
+        job.wait()
     begun = [event["phase"] for event in replay(case.journal) if event["type"] == "phase.begin"]
     return problems(case) + [f"{phase} began twice" for phase in set(begun) if begun.count(phase) > 1]
 
@@ -341,7 +349,10 @@ def main() -> None:
         costs = [f"redone {d.redone or 0}, lost {d.lost:.1f} s of {d.shown:.1f} s shown" for d in case.deaths]
         print("\n    ".join(["bad " if found else "good", name, *costs, *found]), flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="chaos-") as place, serve(Path(place) / "weed") as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True) as place,
+        serve(Path(place) / "weed") as server,
+    ):
         folder = Path(place)
         for seed in seeds:
             env = server.environ() if seed % 2 else {}
