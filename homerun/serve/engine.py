@@ -40,8 +40,8 @@ class _Row:
 
     @property
     def reading(self) -> int:
-        """Prompt tokens still to be read; the last one is left for decoding, which makes the first token."""
-        return len(self.generation.prompt) - 1 - self.filled
+        """Prompt tokens still to be read."""
+        return len(self.generation.prompt) - self.filled
 
 
 class BatchEngine:
@@ -120,12 +120,12 @@ class BatchEngine:
         for i in reversed(range(len(self._rows))):
             if self._rows[i].generation.cancelled:
                 self._leave(i)
-        self._read()
-        if news := self._write():
+        if news := self._read() + self._write():
             deliver(news)
 
-    def _read(self) -> None:
-        """One chunk of prompts: the row that has waited longest, and others as long as the chunk holds them."""
+    def _read(self) -> list[News]:
+        """One chunk of prompts: the row that has waited longest, and others as long as the chunk holds them. Those
+        that are read to their end get their first token."""
         order = sorted((row.served, i) for i, row in enumerate(self._rows) if row.reading > 0)
         chosen: list[int] = []
         T = 0
@@ -136,7 +136,7 @@ class BatchEngine:
             chosen.append(i)
             T = wider
         if not chosen:
-            return
+            return []
         rows = [self._rows[i] for i in chosen]
         takes = [min(row.reading, T) for row in rows]
         idx = [row.tokens[row.filled : row.filled + n] + [0] * (T - n) for row, n in zip(rows, takes, strict=True)]
@@ -144,10 +144,12 @@ class BatchEngine:
         positions = start + torch.arange(T)
         real = torch.arange(T) < torch.tensor(takes)[:, None]
         longest = max(row.filled + n for row, n in zip(rows, takes, strict=True))
-        self._forward(torch.tensor(idx), positions, real, longest, chosen)
+        hidden = self._forward(torch.tensor(idx), positions, real, longest, chosen)
         for row, n in zip(rows, takes, strict=True):
             row.filled += n
             row.served = self.turns
+        done = [k for k, row in enumerate(rows) if not row.reading]
+        return self._append([chosen[k] for k in done], hidden[done, [takes[k] - 1 for k in done]]) if done else []
 
     def _write(self) -> list[News]:
         """One token of every answer whose prompt is read; rows that still read ride along, their pass thrown away."""
@@ -157,20 +159,24 @@ class BatchEngine:
         idx = torch.tensor([[row.tokens[row.filled] if on else 0] for row, on in zip(self._rows, live, strict=True)])
         positions = torch.tensor([[row.filled if on else 0] for row, on in zip(self._rows, live, strict=True)])
         hidden = self._forward(idx, positions, torch.tensor(live)[:, None], int(positions.max()) + 1, None)[:, -1]
-        drawn = [i for i, row in enumerate(self._rows) if live[i] and not row.forced]
+        indices = [i for i, on in enumerate(live) if on]
+        for i in indices:
+            self._rows[i].filled += 1
+        return self._append(indices, hidden if all(live) else hidden[indices])
+
+    def _append(self, indices: list[int], hidden: Tensor) -> list[News]:
+        """The next token of these rows, forced or drawn from the last layer's output (B, C); who is done, leaves."""
+        drawn = [k for k, i in enumerate(indices) if not self._rows[i].forced]
         tokens: dict[int, int] = {}
         if drawn:
-            logits = self.model.lm_head(hidden if len(drawn) == len(self._rows) else hidden[drawn]).float()
+            logits = self.model.lm_head(hidden if len(drawn) == len(indices) else hidden[drawn]).float()
             logits = SOFTCAP * torch.tanh(logits / SOFTCAP)
-            generations = [self._rows[i].generation for i in drawn]
+            generations = [self._rows[indices[k]].generation for k in drawn]
             picks = draw(logits, [g.sampling for g in generations], [g.random for g in generations])
-            tokens = dict(zip(drawn, picks, strict=True))
+            tokens = dict(zip([indices[k] for k in drawn], picks, strict=True))
         news: list[News] = []
-        for i in reversed(range(len(self._rows))):  # backwards: leaving moves the last row
+        for i in sorted(indices, reverse=True):  # from the last: leaving moves the last row
             row = self._rows[i]
-            if not live[i]:
-                continue
-            row.filled += 1
             token = row.forced.popleft() if row.forced else tokens[i]
             if token in row.generation.sampling.stop_tokens:
                 news.append((row.generation, "stop"))
