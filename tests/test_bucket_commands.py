@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from homerun.bucket.checks import check_clock, check_landing, check_writable
+from homerun.bucket.folder import FolderStore
 from homerun.bucket.landing import Landing
 from homerun.bucket.lease import acquire, read, release
 from homerun.bucket.outbox import File, Request, describe
@@ -185,3 +186,11 @@ def test_a_file_that_a_request_describes_is_told_by_its_stat(tmp_path):
     (tmp_path / "a").write_bytes(b"1")
     one = describe(tmp_path, "a", "k")
     assert one == File("a", "k", 1, (tmp_path / "a").stat().st_mtime_ns, (tmp_path / "a").stat().st_ino)
+
+
+def test_one_run_with_a_broken_lease_does_not_hide_the_others(tmp_path):
+    store = FolderStore(tmp_path / "bucket")
+    for name in ("good", "broken"):
+        store.put(f"{name}/metadata.json", b'{"run": "x"}')
+    store.put("broken/lease.json", b"not json")
+    assert {info.id for info in runs(store)} == {"good", "broken"}

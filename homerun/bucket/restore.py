@@ -14,7 +14,7 @@ from typing import Any
 from homerun.bucket import lease
 from homerun.bucket.manifest import Entry, Manifest, stage
 from homerun.bucket.store import Changed, Missing, Progress, Store, sha256_of
-from homerun.errors import RequestError, UnprovenError
+from homerun.errors import LeaseError, RequestError, UnprovenError
 from homerun.journal import read_events
 
 FILES_AT_ONCE = 4
@@ -41,7 +41,11 @@ def run_info(store: Store, run: str) -> RunInfo:
         metadata = json.loads(store.get(f"{run}/metadata.json")[0])
     except (Missing, ValueError):
         metadata = {}
-    return RunInfo(run, metadata, lease.read(store, run), store.head(f"{run}/_SUCCESS") is not None)
+    try:
+        held = lease.read(store, run)
+    except LeaseError:  # one run's broken lease must not hide the others
+        held = None
+    return RunInfo(run, metadata, held, store.head(f"{run}/_SUCCESS") is not None)
 
 
 def runs(store: Store) -> list[RunInfo]:
