@@ -105,7 +105,8 @@ def share(place: Path, lines: int) -> None:
     )
     time.sleep(8)
     process, begun = psutil.Process(job.pid), time.time()
-    ours = [process, *(child for child in process.children(recursive=True) if "talk.py" not in " ".join(child.cmdline()))]
+    children = process.children(recursive=True)
+    ours = [process, *(child for child in children if "talk.py" not in " ".join(child.cmdline()))]
     before = [sum(one.cpu_times()[:2]) for one in ours]
     time.sleep(max(1.0, lines / 10 - 12))
     seconds = time.time() - begun
