@@ -90,9 +90,10 @@ def test_answers_take_turns_and_each_keeps_its_seed(engine):
 
 def test_a_killed_child_fails_its_answers_and_is_started_again(engine):
     async def main():
-        running = asyncio.create_task(answer(engine, Sampling(200, seed=1)))
-        await asyncio.sleep(0.3)
         before = engine.pid
+        os.kill(before, signal.SIGSTOP)  # so that the answer can't be whole before the child dies
+        running = asyncio.create_task(answer(engine, Sampling(200, seed=1)))
+        await asyncio.sleep(0.1)
         os.kill(before, signal.SIGKILL)
         with pytest.raises(EngineDied, match="starts again"):
             await running
