@@ -1,6 +1,7 @@
 """A request: arguments over settings, refused by name when they are wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,23 @@ def test_phase_arguments_in_the_environment_must_be_an_object_of_strings(value):
 def test_a_script_that_is_not_there_is_refused():
     with pytest.raises(RequestError, match=r"no/such\.sh"):
         _request(script="no/such.sh")
+
+
+def test_a_script_by_its_path_is_upstreams_own_where_it_lies_in_upstream(tmp_path, monkeypatch):
+    checkout = tmp_path / "nanochat"
+    for folder in ("runs", "mine"):
+        (checkout / folder).mkdir(parents=True)
+        (checkout / folder / "small.sh").touch()
+    (tmp_path / "own.sh").touch()
+    upstream = str(checkout)
+    monkeypatch.chdir(tmp_path)
+    assert _request(script="runs/miniseries.sh").script == "runs/miniseries.sh"  # by a URL: known after the fetch
+    assert _request(script="mine/small.sh", upstream=upstream).script == "mine/small.sh"
+    assert _request(script="nanochat/runs/small.sh", upstream=upstream).script == "runs/small.sh"
+    assert _request(script="own.sh", upstream=upstream).recipe == Path("own.sh")
+    monkeypatch.chdir(checkout)
+    asked = _request(script="runs/small.sh", upstream=".")
+    assert (asked.recipe, asked.script) == (None, "runs/small.sh")
 
 
 @pytest.mark.parametrize(("value", "nproc"), [("8", 8), ("0", 0), ("auto", None), (None, None)])

@@ -43,8 +43,8 @@ def command(
 
 def _report(request: Request, dest: Path) -> dict[str, Any]:
     """The plan as data: source, sha256, phases, drift."""
-    if request.recipe_path:
-        source = recipe(request.recipe_path, dest)
+    if request.recipe:
+        source = recipe(request.recipe, dest)
     else:
         source = checkout(request.upstream, request.ref, dest, request.script)
     plan = read_plan((source.root / source.script).read_bytes())

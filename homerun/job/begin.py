@@ -130,7 +130,7 @@ def _say_watching(held: lease.Lease) -> None:
 
 
 def recipe_name(request: Request) -> str:
-    return Path(request.script).stem if request.script else "speedrun"
+    return Path(request.recipe or request.script or "speedrun").stem
 
 
 def request_fingerprint(request: Request, source: Source) -> str:
@@ -181,8 +181,8 @@ def get_source(request: Request, dest: Path, commit: str | None = None) -> Sourc
 
     Raises RequestError where the request names phases or flags that this script has not.
     """
-    if request.recipe_path:
-        source = recipe(request.recipe_path, dest)
+    if request.recipe:
+        source = recipe(request.recipe, dest)
     else:
         source = checkout(request.upstream or UPSTREAM_URL, commit or request.ref, dest, request.script)
     check_wishes(

@@ -10,6 +10,7 @@ from typing import Any
 
 from homerun.errors import RequestError
 from homerun.settings import Settings
+from homerun.upstream.worktree import SCRIPT_FOLDERS
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Request:
     """One `homerun train`. Unset parts fall back to the environment's settings (see `from_arguments`)."""
 
     settings: Settings
-    script: str | None = None  # a recipe's path, or the name of one of upstream's scripts; None: its speedrun
+    recipe: Path | None = None  # a script that is none of upstream's
+    script: str | None = None  # name or path of one of upstream's scripts; None: its speedrun
     upstream: str = ""
     ref: str | None = None
     nproc: int | None = None  # GPUs for torchrun; 0: plain `python -m` on the CPU; None: as the machine has them
@@ -25,11 +27,6 @@ class Request:
     skip: frozenset[str] = frozenset()
     resume: str | None = None  # a run's id or a beginning of it, or "latest"
     wrapper: Mapping[str, Any] | None = None  # what the entrypoint recorded of the wrapper it fetched
-
-    @property
-    def recipe_path(self) -> Path | None:
-        """The script as a file of its own, where it is not one of upstream's."""
-        return Path(self.script) if self.script and (os.sep in self.script or Path(self.script).is_file()) else None
 
     @classmethod
     def from_arguments(
@@ -46,13 +43,13 @@ class Request:
         environ: Mapping[str, str] = os.environ,
     ) -> "Request":
         """Arguments over settings. phase_args: `PHASE=ARGUMENTS` each. Raises RequestError."""
-        recipe = script or settings.homerun_script
-        if recipe and os.sep in recipe and not Path(recipe).is_file():
-            raise RequestError(f"there is no script {recipe}", "Check --script; recipes/toy.sh runs on any computer")
+        upstream = upstream or settings.homerun_upstream
+        recipe, theirs = _which_script(script or settings.homerun_script, upstream)
         return cls(
             settings=settings,
-            script=recipe,
-            upstream=upstream or settings.homerun_upstream,
+            recipe=recipe,
+            script=theirs,
+            upstream=upstream,
             ref=ref or settings.homerun_upstream_ref,
             nproc=_nproc(nproc or settings.nproc_per_node),
             phase_args=_settings_phase_args(settings) | parse_phase_args(phase_args),
@@ -60,6 +57,20 @@ class Request:
             resume=resume,
             wrapper=_wrapper_record(environ.get("HOMERUN_WRAPPER_RECORD")),
         )
+
+
+def _which_script(wanted: str | None, upstream: str) -> tuple[Path | None, str | None]:
+    """(a recipe's file, None), or (None, one of upstream's by name or path). Raises RequestError."""
+    if not wanted:
+        return None, None
+    file, folder = Path(wanted), Path(upstream).expanduser().resolve()
+    if file.is_file():
+        inside = file.resolve().is_relative_to(folder)
+        return (None, file.resolve().relative_to(folder).as_posix()) if inside else (file, None)
+    named = file.parent.as_posix() in SCRIPT_FOLDERS
+    if not named and not (folder / file).is_file():
+        raise RequestError(f"there is no script {wanted}", "Check --script; recipes/toy.sh runs on any computer")
+    return None, wanted
 
 
 def parse_phase_args(pairs: Iterable[str]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from homerun.errors import RequestError
 
 DIRTY = "-dirty"  # ends the commit of a folder whose files are not what it has committed
-_FOLDERS = ("", "runs", "dev")  # where upstream has had its scripts
+SCRIPT_FOLDERS = (".", "runs", "dev")  # where upstream has had its scripts
 _NEVER_COPIED = {".git", ".venv", "__pycache__"}
 
 
@@ -81,7 +81,7 @@ def find_script(root: Path, name: str | None = None) -> str:
     """The path, relative to root, of the speedrun or of another script by name. Raises RequestError that lists them."""
     there = {
         path.relative_to(root).as_posix(): path
-        for folder in _FOLDERS
+        for folder in SCRIPT_FOLDERS
         for path in sorted((root / folder).glob("*.sh"))
         if path.is_file()
     }
