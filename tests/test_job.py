@@ -162,6 +162,18 @@ def test_the_last_line_says_what_happened_what_is_safe_and_what_to_type(place):
     assert "homerun train --resume run" in last
 
 
+def test_the_command_that_the_last_line_names_goes_on_as_the_run_began(place):
+    fault(place, "base_train", "3")
+    failed = train(place, "--phase-args", "base_train=--sleep=0.01", "--skip", "tok_eval", HOMERUN_RUN_ID="run")
+    command = failed.stdout.strip().splitlines()[-1].partition("Next: homerun ")[2]
+    mend(place, "base_train")
+    done = homerun(*command.split(), **{**place, "HOMERUN_RUN_ID": ""})
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = [event for event in events(place, "phase.begin", "phase.skip") if event["attempt"] == 2]
+    words = {event["phase"]: event.get("argv") for event in again}
+    assert "--sleep=0.01" in words["base_train"] and words["tok_eval"] is None
+
+
 def test_after_the_fault_is_mended_the_same_run_goes_on_and_skips_what_is_done(place):
     fault(place, "base_train", "3")
     assert train(place).returncode == Exit.PHASE

@@ -76,3 +76,29 @@ def test_the_same_request_has_the_same_fingerprint_and_another_has_not():
     one = fingerprint(script="x", phase_args={"a": "1", "b": "2"})
     assert one == fingerprint(phase_args={"b": "2", "a": "1"}, script="x")
     assert one != fingerprint(script="y", phase_args={"a": "1", "b": "2"})
+
+
+FIRST = {
+    "upstream": {"url": "/somewhere/nanochat", "ref": None, "commit": "abc"},
+    "script": {"path": "runs/runcpu.sh"},
+    "request": {"phase_args": {"base_train": "--depth=26", "tok_train": "--x"}, "skip": ["tok_eval"], "nproc": 4},
+}
+
+
+def test_a_resume_leaves_nothing_of_the_first_request_out():
+    asked = _request().remembering(FIRST, Path("src"))
+    assert (asked.script, asked.recipe, asked.upstream) == ("runs/runcpu.sh", None, "/somewhere/nanochat")
+    assert (asked.phase_args, asked.skip, asked.nproc) == (FIRST["request"]["phase_args"], {"tok_eval"}, 4)
+    assert asked.event() == FIRST["request"]
+
+
+def test_what_a_resume_asks_for_comes_before_what_was(tmp_path):
+    now = _request(phase_args=["base_train=--depth=26 --device-batch-size=8"], nproc="2", upstream=str(tmp_path))
+    asked = now.remembering(FIRST, Path("src"))
+    assert asked.phase_args == {"base_train": "--depth=26 --device-batch-size=8", "tok_train": "--x"}
+    assert (asked.nproc, asked.upstream) == (2, str(tmp_path))
+
+
+def test_a_recipe_goes_on_from_the_runs_own_copy():
+    first = {**FIRST, "upstream": None, "script": {"path": "toy.sh"}}
+    assert _request().remembering(first, Path("run/src")).recipe == Path("run/src/toy.sh")

@@ -71,9 +71,12 @@ def begin(request: Request) -> Start:
     try:  # whoever had the lease may have finished meanwhile: nothing is read before it is ours
         restore_journal(store, run)
         history = [event for event in replay(run.journal) if event["type"] in REMEMBERED]
+        first = next((event for event in history if event["type"] == "run.begin"), None)
+        if first:
+            request = request.remembering(first, run.src)
         if held:
             _check_attempts(request, run, sum(event["type"] == "attempt.begin" for event in history))
-        start = _start(request, run, store, _same_source(request, run, history), owner, held, history)
+        start = _start(request, run, store, _same_source(request, run, first), owner, held, history)
         start.finished = done or _finished(store, run)
     except BaseException:
         if held:
@@ -204,9 +207,11 @@ def depths(source: Source, phase_args: Mapping[str, str]) -> set[int]:
     return found
 
 
-def _same_source(request: Request, run: Run, history: list[Event]) -> Source:
-    """The source of an earlier attempt again: the same commit, the same bytes. Raises RequestError."""
-    first = next((event for event in history if event["type"] == "run.begin"), None)
+def _same_source(request: Request, run: Run, first: Event | None) -> Source:
+    """The source of an earlier attempt again: the same commit, the same bytes. Raises RequestError.
+
+    first: the run's `run.begin`.
+    """
     if first is None:  # it ended before its first event: start it anew under its name
         shutil.rmtree(run.src, ignore_errors=True)
         return get_source(request, run.src)
@@ -245,6 +250,7 @@ def run_event(start: Start) -> dict[str, Any]:
             "bytes": (source.root / source.script).stat().st_size,
         },
         "upstream": None if source.url is None else {"url": source.url, "ref": source.ref, "commit": source.commit},
+        "request": start.request.event(),
         "fingerprint": start.fingerprint,
         "bucket": start.store.url,
         "version": __version__,

@@ -68,9 +68,10 @@ class Job:
 
     def __init__(self, request: Request):
         """Finds or makes the run and takes its lease. Raises HomerunError; nothing is started then."""
-        self.request, self.settings = request, request.settings
+        self.settings = request.settings
         self.code, self.reason = Exit.GOOD, ""
         self.start: Start = begin(request)
+        self.request = self.start.request  # with what an earlier attempt was asked for
         self.run, self.store = self.start.run, self.start.store
         self.signals = Signals()
 

@@ -4,12 +4,13 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from homerun.errors import RequestError
-from homerun.settings import Settings
+from homerun.journal import Event
+from homerun.settings import UPSTREAM_URL, Settings
 from homerun.upstream.worktree import SCRIPT_FOLDERS
 
 
@@ -56,6 +57,27 @@ class Request:
             skip=frozenset(skip) | frozenset(settings.homerun_skip),
             resume=resume,
             wrapper=_wrapper_record(environ.get("HOMERUN_WRAPPER_RECORD")),
+        )
+
+    def event(self) -> dict[str, Any]:
+        """What `run.begin` keeps of it, for `remembering`."""
+        return {"phase_args": dict(self.phase_args), "skip": sorted(self.skip), "nproc": self.nproc}
+
+    def remembering(self, first: Event, src: Path) -> "Request":
+        """This request, with what it leaves open as the run's `run.begin` has it: a run goes on as it began.
+
+        first: that event. src: the run's worktree. What is asked for now, phase by phase, comes before what was.
+        """
+        asked, upstream, script = first["request"], first["upstream"] or {}, first["script"]["path"]
+        unnamed = not (self.recipe or self.script)
+        return replace(
+            self,
+            recipe=src / script if unnamed and not upstream else self.recipe,
+            script=script if unnamed and upstream else self.script,
+            upstream=upstream.get("url") if self.upstream == UPSTREAM_URL and upstream else self.upstream,
+            phase_args={**asked["phase_args"], **self.phase_args},
+            skip=self.skip | frozenset(asked["skip"]),
+            nproc=asked["nproc"] if self.nproc is None else self.nproc,
         )
 
 
