@@ -78,9 +78,12 @@ MODULES = {
         parser.add_argument("-n", type=int)
         n = parser.parse_args().n
         (base / "base_data").mkdir(parents=True, exist_ok=True)
-        missing = int(fault("dataset") or 0)
-        for i in range(n - missing):
-            (base / "base_data" / f"shard_{i:05d}.parquet").write_text("data")
+        shards = [base / "base_data" / f"shard_{i:05d}.parquet" for i in range(n)]
+        missing = int(fault("dataset") or 0) or (fault("offline") and sum(not path.exists() for path in shards)) or 0
+        for path in shards[:n - missing]:
+            if not path.exists():
+                print(f"Downloading {path.name}...")
+                path.write_text(f"data of {path.name}")
         print(f"Done! Downloaded: {n - missing}/{n} shards to {base}/base_data")
         """,
     "scripts/tok_train.py": """\
@@ -131,8 +134,14 @@ MODULES = {
         print("Total training time: 0.01m")
         """,
     "scripts/base_eval.py": """\
-        from nanochat.common import base, newest
+        from nanochat.common import base, fault, newest
         tag, step = newest("base_checkpoints")
+        if not (base / "eval_bundle").exists():
+            if fault("offline"):
+                raise SystemExit("no network")
+            (base / "eval_bundle" / "eval_data").mkdir(parents=True)
+            (base / "eval_bundle" / "eval_data" / "one.jsonl").write_text("{}")
+            (base / "eval_bundle" / "core.yaml").write_text("tasks")
         (base / "base_eval").mkdir(exist_ok=True)
         (base / "base_eval" / f"base_model_{step:06d}.csv").write_text("Task, Accuracy, Centered\\nCORE, , 0.166667\\n")
         print(f"model {tag} step {step}")
@@ -140,7 +149,9 @@ MODULES = {
         """,
     "scripts/chat_sft.py": """\
         import argparse
-        from nanochat.common import newest, save
+        from nanochat.common import fault, newest, save
+        if fault("chat_sft_fails"):
+            raise SystemExit("as asked")
         parser = argparse.ArgumentParser()
         parser.add_argument("--run", default="dummy")
         parser.parse_args()

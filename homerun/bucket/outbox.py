@@ -12,7 +12,7 @@ from typing import Any
 
 from homerun.bucket.store import Stat, write_atomic
 
-KINDS = ("artifact", "log", "open-log", "report", "metadata", "finish")
+KINDS = ("artifact", "log", "open-log", "report", "metadata", "finish", "cache")
 NAMED = ("artifact", "log", "report")  # the kinds that go into the manifest
 
 

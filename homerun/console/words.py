@@ -102,6 +102,14 @@ def _secured(event: Event) -> str:
     return f"secured {event['group']}, {size(event.get('bytes') or 0)} in {minutes(event.get('seconds') or 0)}"
 
 
+def _cache(event: Event) -> str:
+    way = "from" if event.get("way") == "brought" else "in"
+    return (
+        f"{way} the input cache: {event['unit']}, {event.get('files')} files, {size(event.get('bytes') or 0)} moved in "
+        f"{minutes(event.get('seconds') or 0)}"
+    )
+
+
 def _warning(event: Event) -> str:
     return f"warning: {event['text']}" + (f". {event['hint']}" if event.get("hint") else "")
 
@@ -124,6 +132,7 @@ _TELLERS = {
 }
 
 
+    "cache": _cache,
 def size(count: float) -> str:
     """Bytes for people: `812 B`, `3.4 MB`, `2.1 GB` (powers of ten, as clouds bill them)."""
     if count < 1000:

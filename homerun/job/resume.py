@@ -20,6 +20,7 @@ Identity = tuple[int, int, int]  # line, index, occurrence
 
 # Phases that put caches and environments on the disk, which nothing brings home: they run again, and are quick where
 # their files are still there.
+TOKENIZER = "tokenizer"  # the group
 ALWAYS_AGAIN = frozenset({"dataset"})
 
 
@@ -115,6 +116,8 @@ class Resume:
         if not module or module in ALWAYS_AGAIN:
             return None
         past = self._past_of(phase)
+        if past is None and module == "tok_train" and TOKENIZER in self.proven:
+            return "its tokenizer came from the input cache, and is here and proven"
         if past and past.ended_well and not self._anew and required(past) <= self.proven:
             return f"done in attempt {past.attempt}: what it made is here and proven"
         if not _only_looks(module) and (past is None or past.groups or not past.ended_well):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from homerun.bucket.outbox import Outbox, describe
+from homerun.bucket.outbox import Outbox, Receipt, Request, describe
 from homerun.bucket.store import FileChanged
 from homerun.job.children import Child
 from homerun.job.gauge import Gauge
@@ -103,6 +103,10 @@ class Supervisor:
             return False
         self._due[what] = now + seconds
         return True
+
+    def busy(self) -> bool:
+        """Whether a phase is running."""
+        return any(phase.status is None for phase in self.runner.phases)
 
     # -- logs ----------------------------------------------------------------------------------------------------
 
@@ -201,7 +205,9 @@ class Supervisor:
         """The uploader's receipts → `secured` events."""
         for request, receipt in self.outbox.receipts():
             group = self.groups.pop(request.seq, None)
-            if receipt.ok:
+            if request.kind == "cache":
+                self._kept(request, receipt)
+            elif receipt.ok:
                 self.refused.pop(request.group, None)
                 if group:
                     self.gauge.secured(group)
@@ -213,6 +219,14 @@ class Supervisor:
             else:
                 self.refused[request.group] = receipt.text or receipt.why or ""
                 self.emit("warning", text=f"{request.group} is not in the bucket: {receipt.text}")
+
+    def _kept(self, request: Request, receipt: Receipt) -> None:
+        """A unit of the input cache: no part of the run, and no reason to fail it."""
+        name, size, files = request.group, receipt.bytes, len(request.files)
+        if receipt.ok:
+            self.emit("cache", way="kept", unit=name, files=files, bytes=size, seconds=receipt.seconds)
+        elif receipt.why != "changed":  # else it is offered again as it then is
+            self.emit("warning", text=f"{name} is not in the input cache: {receipt.text}", hint="")
 
     # -- the watchdog --------------------------------------------------------------------------------------------
 

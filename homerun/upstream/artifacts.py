@@ -109,6 +109,14 @@ def scan(base: Path) -> dict[str, File]:
     return {file.path: file for file in _walk(str(base), "")}
 
 
+def walk(place: Path) -> Iterator[File]:
+    """The whole files of one input, a folder or a file; paths relative to its parent."""
+    if place.is_dir():
+        yield from _walk(str(place), f"{place.name}/")
+    elif place.is_file() and not _PASSING.match(place.name):
+        yield _file(place.name, place.stat())
+
+
 def _walk(folder: str, prefix: str) -> Iterator[File]:
     try:
         entries = list(os.scandir(folder))
