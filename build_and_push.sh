@@ -69,7 +69,7 @@ build() {
 	step "building $IMAGE"
 	# shellcheck disable=SC2086 # BUILD_ARGS are several words
 	DOCKER_BUILDKIT=1 docker build -f Dockerfile.training -t "$IMAGE" ${BUILD_ARGS:-} \
-		--build-arg "REVISION=$REVISION" --build-arg "CREATED=$(date -u +%Y-%m-%dT%H:%M:%SZ)" . >&2
+		--build-arg "IMAGE=$IMAGE" --build-arg "REVISION=$REVISION" --build-arg "CREATED=$(date -u +%Y-%m-%dT%H:%M:%SZ)" . >&2
 }
 
 # The image tests itself before anyone gets it: the tools are there, a user without a name can start it, and it holds what

@@ -12,6 +12,8 @@ from homerun.state import Attempt, Phase, RunState
 
 # A checkpoint is taken to be whole after two equal scans of the disk, 2 s apart (homerun/job/supervise.py).
 SCAN_SECONDS = 4.0
+# To end the script and to land logs, report and metadata: 2 to 5 s for the toy on two busy cores.
+ENDING_SECONDS = 10.0
 
 # USD per GPU and hour, on demand, as one provider's page showed them on the day given. Prices move: a setting or a
 # provider's quote always goes first, and whoever shows a figure from here says so.
@@ -140,10 +142,17 @@ FIRST_STEPS = 8  # fewer tell nothing: one straggler among them would end a run 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast a phase goes. seconds: expected for one step, evaluations and saves included; slow: a careful figure."""
+    """How fast a phase goes. seconds: expected for one step, evaluations and saves included; drift: how much slower it
+    has become; spread: how far a step is typically off."""
 
     seconds: float
-    slow: float
+    drift: float = 0.0
+    spread: float = 0.0
+
+    def careful(self, steps: int) -> float:
+        """Seconds that `steps` will hardly exceed: they go on growing slower, and what they are off by adds up by the
+        root of their number."""
+        return steps * (self.seconds + self.drift) + 3 * self.spread * steps**0.5
 
 
 def pace(phase: Phase, now: float | None = None) -> Pace | None:
@@ -159,14 +168,13 @@ def pace(phase: Phase, now: float | None = None) -> Pace | None:
         return None
     times = list(phase.pace)
     if len(times) < 2:
-        return Pace(wall / steps, wall / steps * 1.1) if wall > 0 else None
+        return Pace(wall / steps, spread=wall / steps) if wall > 0 else None
     half = len(times) // 2
     typical, newest = median(times), median(times[half:])
     drift = max(0.0, newest - median(times[:half]))
     overhead = max(0.0, wall - phase.busy) / steps
     spread = median([abs(time - typical) for time in times])
-    seconds = max(typical, newest) + overhead
-    return Pace(seconds, seconds + drift + spread)
+    return Pace(max(typical, newest) + overhead, drift, spread)
 
 
 @dataclass(frozen=True)
@@ -222,6 +230,7 @@ class Saving:
     step, total: where it is, and where it ends (it saves there too). every: steps between saves, None where it saves
     only at the end, 0 where it saves when told. saved_step: the newest save, None before the first.
     secured: whether that save is in the bucket. landing_seconds: from a save to its last byte proven in the bucket.
+    pause_seconds: that the steps rest for a save and its evaluation.
     """
 
     step: int
@@ -231,13 +240,15 @@ class Saving:
     secured: bool
     landing_seconds: float
     pace: Pace
+    pause_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What `plan_stop` says. fits: the phase ends, saved and landed, inside the limits. warn: a sentence, or "".
-    stop_now: end the phase now (it has told what it keeps). at_step: the step that will be kept.
-    leaves_seconds, leaves_usd: what stopping leaves unspent of the limit that binds, which is `limit`."""
+    stop_now: end the phase now (it has told what it keeps). at_step: the newest save, which will be kept.
+    leaves_seconds, leaves_usd: what stopping leaves unspent of the limit that binds, which is `limit`.
+    can_wait: a phase that was told to save may still take a while over it."""
 
     fits: bool
     warn: str = ""
@@ -246,9 +257,10 @@ class Verdict:
     leaves_seconds: float = 0.0
     leaves_usd: float | None = None
     limit: Literal["budget", "deadline"] = "budget"
+    can_wait: bool = False
 
 
-# A step may start just before we look and end after: margins beside the slow pace.
+# A step may start just before we look and end after: margins beside the careful pace.
 MARGIN_STEPS = 2
 MARGIN = 1.05
 
@@ -268,12 +280,15 @@ def check_limits(
     saving = read_saving(state, now, reserve_seconds, saves_when_told)
     if saving is not None:
         return replace(plan_stop(saving, left, price), limit=limit)
-    reserve = landing_seconds(state, reserve_seconds) * MARGIN  # no steps to count: only what is there must land
+    reserve = (
+        landing_seconds(state, reserve_seconds) * MARGIN + ENDING_SECONDS
+    )  # no steps to count: only what is there must land
     if left > reserve:
         return Verdict(fits=True)
     newest = max((group.step for group in state.groups.values() if group.step is not None), default=None)
     warn = f"{minutes(left)} are left, as long as the landing needs"
-    return Verdict(False, warn, True, newest, left, dollars(left, price), limit)
+    unspent = max(0.0, left - reserve)
+    return Verdict(False, warn, True, newest, unspent, dollars(unspent, price), limit)
 
 
 def seconds_left(
@@ -308,6 +323,7 @@ def read_saving(state: RunState, now: float, reserve_seconds: float, saves_when_
         secured=all(group.secured_at is not None for group in saves if group.step == newest),
         landing_seconds=landing_seconds(state, reserve_seconds),
         pace=speed,
+        pause_seconds=phase.pause,
     )
 
 
@@ -331,11 +347,15 @@ def plan_stop(saving: Saving, left: float, price: float | None) -> Verdict:
     to_end = _until_landed(saving, saving.total, careful=True)
     fits = to_end <= left
     needed = _until_landed(saving, next_save(saving), careful=saving.saved_step is not None or saving.every == 0)
-    keeps = saving.step if saving.every == 0 else saving.saved_step
     landing = 0.0 if saving.secured and saving.every != 0 else saving.landing_seconds
-    unspent = max(0.0, left - landing)
-    warn = "" if fits else _sentence(saving, left, to_end, keeps)
-    return Verdict(fits, warn, needed > left, keeps, unspent, dollars(unspent, price))
+    unspent = max(0.0, left - landing - ENDING_SECONDS)
+    can_wait = saving.every == 0 and left > landing / 1.5 + ENDING_SECONDS
+    due = saving.step // saving.every * saving.every if saving.every else 0
+    is_seen = due <= (saving.saved_step or 0)  # a save takes some seconds to be whole for us
+    if not is_seen and left > saving.landing_seconds + ENDING_SECONDS:
+        needed = 0.0
+    warn = "" if fits else _sentence(saving, left, to_end)
+    return Verdict(fits, warn, needed > left, saving.saved_step, unspent, dollars(unspent, price), can_wait=can_wait)
 
 
 def next_save(saving: Saving) -> int:
@@ -349,18 +369,19 @@ def next_save(saving: Saving) -> int:
 
 def _until_landed(saving: Saving, step: int, careful: bool) -> float:
     steps = max(0, step - saving.step)
+    after = saving.pause_seconds + saving.landing_seconds
     if not careful:
-        return steps * saving.pace.seconds + saving.landing_seconds * MARGIN
-    return ((steps + MARGIN_STEPS) * saving.pace.slow + saving.landing_seconds) * MARGIN
+        return steps * saving.pace.seconds + after * MARGIN + ENDING_SECONDS
+    return saving.pace.careful(steps + MARGIN_STEPS) + after * MARGIN + ENDING_SECONDS
 
 
-def _sentence(saving: Saving, left: float, to_end: float, keeps: int | None) -> str:
+def _sentence(saving: Saving, left: float, to_end: float) -> str:
     if saving.every == 0:
         then = "it will save and end in time"
-    elif keeps is None:
+    elif saving.saved_step is None:
         then = "nothing is saved yet"
     else:
-        then = f"step {keeps} is the newest save"
+        then = f"step {saving.saved_step} is the newest save"
     return f"step {saving.total} needs about {minutes(to_end)} with its landing, {minutes(left)} are left; {then}"
 
 

@@ -113,6 +113,7 @@ class Phase:
     last_step: tuple[int, float] | None = None
     busy: float = 0.0  # seconds that its steps say they took, the first one (it compiles) left out
     pace: deque[float] = field(default_factory=lambda: deque(maxlen=PACE))  # seconds of the newest of them
+    pause: float = 0.0  # the longest time between two steps, beyond the step's own: a save with its evaluation
 
     def option(self, flag: str) -> str | None:
         """The value of `--flag=V` or `--flag V` as run, dashes or underscores; the last one wins."""
@@ -289,7 +290,7 @@ class RunState:
         self.attempts.append(
             Attempt(
                 number=event["attempt"],
-                began=event["t"],
+                began=event.get("started") or event["t"],
                 machine=event.get("machine") or {},
                 nproc=event.get("nproc"),
                 price=event.get("price_usd_per_hour"),
@@ -357,6 +358,8 @@ class RunState:
             elif (dt := event.get("dt_ms")) is not None:
                 phase.pace.append(dt / 1000)
                 phase.busy += dt / 1000
+                if phase.last_step is not None:
+                    phase.pause = max(phase.pause, t - phase.last_step[1] - dt / 1000)
             phase.last_step = (step, t)
         if self.attempts and self.attempts[-1].first_step is None:
             self.attempts[-1].first_step = t

@@ -1,6 +1,4 @@
-"""What time costs, and that no limit is ever broken: twenty simulated runs with noisy and drifting step times."""
-
-import random
+"""What time costs, and what is projected from it. Budget and deadline in whole runs: test_limits.py."""
 
 import pytest
 
@@ -17,7 +15,6 @@ from homerun.cost import (
     project,
     totals,
 )
-from homerun.state import RunState
 from tests.story import Story
 
 PRICE = 24.0  # USD per hour
@@ -116,80 +113,6 @@ def test_the_projection_takes_later_phases_from_an_earlier_attempt():
     projection = project(story.state(), story.t)
     assert not projection.floor
     assert projection.run_seconds == pytest.approx(500 + 10 + 91 + 500)
-
-
-def simulate(seed, *, when_told, deadline):
-    """Drive `check_limits` as the job does, at every step, with saves that land a while later; what came of it."""
-    rng = random.Random(seed)
-    base, noise, drift = rng.uniform(0.2, 5), rng.uniform(0, 0.15), rng.uniform(-0.2, 0.6)
-    every, total = rng.choice([25, 50, 100]), 2000
-    landing = rng.uniform(5, 60)
-    cap_seconds = every * base * rng.uniform(1.6, 12) + 3 * landing + 90
-    story, state = Story(), RunState()
-    end = story.t + cap_seconds
-    limits = Limits(deadline=end) if deadline else Limits(cap_usd=dollars(cap_seconds, PRICE))
-
-    def emit(type, after=0.0, **data):
-        state.apply(story(type, after, **data))
-
-    emit("attempt.begin", price_usd_per_hour=PRICE)
-    emit("phase.begin", 20, phase="base_train", argv=["python", f"--save-every={every}"])
-    landings, saved, verdict, warned, longest = [], None, None, False, 0.0
-    began_interval = story.t
-    for step in range(1, total + 1):
-        dt = base * (1 + drift * step / total) * rng.lognormvariate(0, noise) * (4 if rng.random() < 0.005 else 1)
-        emit("step", dt, phase="base_train", step=step, total=total, dt_ms=dt * 1000)
-        for at, group in [one for one in landings if one[0] <= story.t]:
-            landings.remove((at, group))
-            emit("secured", group=group, seconds=landing)
-        verdict = check_limits(state, limits, story.t, reserve_seconds=60, saves_when_told=when_told)
-        warned |= bool(verdict.warn)
-        if verdict.stop_now or step == total:
-            break
-        if not when_told and step % every == 0:
-            saved = step
-            emit("group", group=f"base_checkpoints/d4/{step:06d}", kind="checkpoint", phase="base_train", step=step)
-            landings.append((story.t + landing * rng.uniform(0.8, 1.0), f"base_checkpoints/d4/{step:06d}"))
-            longest = max(longest, story.t - began_interval)
-            began_interval = story.t
-            verdict = check_limits(state, limits, story.t, reserve_seconds=60)
-            if verdict.stop_now:
-                break
-    if when_told:
-        saved = step
-        landings.append((story.t + landing, "told"))
-    ended = max([story.t, *(at for at, _ in landings)])
-    return {
-        "left": end - ended,
-        "saved": saved,
-        "stopped": verdict.stop_now,
-        "at_step": verdict.at_step,
-        "limit": verdict.limit,
-        "warned": warned,
-        "interval": max(longest, every * base * (1 + max(0, drift) * step / total)),
-        "landing": max(60, 1.5 * landing + 4) + 10 * base,
-    }
-
-
-@pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("deadline", [False, True], ids=["budget", "deadline"])
-def test_a_limit_is_never_broken_and_a_checkpoint_is_always_kept(seed, deadline):
-    told = simulate(seed, when_told=False, deadline=deadline)
-    assert told["left"] >= 0
-    assert told["saved"] is not None
-    if told["stopped"]:
-        assert told["warned"]
-        assert told["at_step"] == told["saved"]
-        assert told["limit"] == ("deadline" if deadline else "budget")
-        assert told["left"] <= 1.3 * told["interval"] + told["landing"]
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_a_phase_that_saves_when_told_uses_its_budget_up_to_a_landing(seed):
-    told = simulate(seed, when_told=True, deadline=False)
-    assert told["left"] >= 0
-    if told["stopped"]:
-        assert told["left"] <= 1.2 * told["landing"]
 
 
 def test_with_nothing_saved_and_no_hope_of_a_save_it_stops_at_once():

@@ -13,8 +13,9 @@ from homerun.upstream.worktree import Source
 class Deciding:
     """The runner's `decide`. Flags are read from the module's source at that commit, once each."""
 
-    def __init__(self, source: Source, wishes: Wishes, past: Resume):
-        self.source, self.wishes, self.past = source, wishes, past
+    def __init__(self, source: Source, wishes: Wishes, past: Resume, run: str):
+        """run: its id."""
+        self.source, self.wishes, self.past, self.run = source, wishes, past, run
         self._flags: dict[str, Flags | None] = {}
 
     def __call__(self, phase: Phase) -> Decision:
@@ -26,7 +27,11 @@ class Deciding:
             return Decision(None, reason)
         wishes = replace(self.wishes, resume_step=self.past.step_to_resume(phase))
         argv, changes = adapt(step, list(phase.original), wishes, self.flags(step))
-        return Decision(argv, changes=tuple(changes))
+        return Decision(argv, changes=tuple(changes), env=self._wandb(phase))
+
+    def _wandb(self, phase: Phase) -> dict[str, str]:
+        """One W&B run a phase, whatever number of attempts it takes; who has no key never reads these."""
+        return {"WANDB_RUN_ID": f"{self.run}-{phase.name}", "WANDB_RESUME": "allow"}
 
     def flags(self, step: Step) -> Flags | None:
         if step.module and step.module not in self._flags:

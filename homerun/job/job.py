@@ -36,6 +36,7 @@ from homerun.preflight import failed, run_checks
 from homerun.report.metadata import write_metadata
 from homerun.report.write import write_report
 from homerun.state import RunState
+from homerun.trainer.phase import SAVE_NOW
 from homerun.upstream.adapt import Wishes
 from homerun.upstream.artifacts import Watch, read_saver
 from homerun.upstream.checks import run_gates
@@ -68,6 +69,7 @@ class Job:
 
     def __init__(self, request: Request):
         """Finds or makes the run and takes its lease. Raises HomerunError; nothing is started then."""
+        self.started = time.time()  # what is paid for begins here: waiting for the lease, bringing checkpoints back
         self.settings = request.settings
         self.code, self.reason = Exit.GOOD, ""
         self.start: Start = begin(request)
@@ -167,13 +169,13 @@ class Job:
             phase_args=self.request.phase_args,
             skip=self.request.skip,
         )
-        self.deciding = Deciding(start.source, wishes, past)
+        self.deciding = Deciding(start.source, wishes, past, self.run.id)
         self.gauge = Gauge(time.time(), price, self.deciding.can_resume(start.plan))
         if not any(event["type"] == "run.begin" for event in start.history):
             self.emit("run.begin", **run_event(start))
         going_on = past.newest()
         resumed_from = {"phase": going_on[0], "step": going_on[1]} if going_on else None
-        self.emit("attempt.begin", **attempt_event(start, machine, nproc, price, resumed_from))
+        self.emit("attempt.begin", started=self.started, **attempt_event(start, machine, nproc, price, resumed_from))
         if going_on and saved_by != world:
             self._fail(
                 Exit.PREFLIGHT,
@@ -254,7 +256,8 @@ class Job:
             decide=lambda phase: self._decide(runner, env, phase),
             grace_seconds=self.settings.homerun_grace_seconds,
         )
-        self.supervisor.watch_over(runner, self.watch, self.gauge, Limits(self.settings, self.state, self.warn).check)
+        limits = Limits(self.settings, self.state, self.warn, (self.run.base / SAVE_NOW).touch)
+        self.supervisor.watch_over(runner, self.watch, self.gauge, limits.check)
         outcome = runner.run(lambda: self._tick(runner))
         self._end(outcome)
         if script_sha256(source) != source.sha256:

@@ -21,7 +21,7 @@ from homerun.trainer.evaluate import bits_per_byte
 from homerun.trainer.generate import generate
 from homerun.trainer.model import GPT, GPTConfig
 from homerun.trainer.optim import lr_multiplier, make_optimizers, set_schedule
-from homerun.trainer.phase import base_dir, run
+from homerun.trainer.phase import SAVE_NOW, base_dir, run
 from homerun.trainer.runtime import Clock, Runtime, runtime, wandb_log
 from homerun.trainer.tokenizer import Tokenizer
 
@@ -93,6 +93,10 @@ def train(args: argparse.Namespace, rt: Runtime) -> None:
             ids = [tokenizer.bos, *tokenizer.encode(text)]
             rt.print(tokenizer.decode(ids + generate(model, [ids], 24, stop=[tokenizer.bos])[0]))
 
+    wish, told = base / SAVE_NOW, 0.0
+    if rt.master:
+        wish.unlink(missing_ok=True)  # an earlier run's
+    rt.print(f"Saves when told: touch {wish}")
     clock = Clock()
     for step in range(start, total_steps + 1):
         done = step == total_steps
@@ -103,7 +107,7 @@ def train(args: argparse.Namespace, rt: Runtime) -> None:
             log({"step": step, "total_training_time": training_time, "val/bpb": bpb})
         if done or (step > start and args.sample_every > 0 and step % args.sample_every == 0):
             sample()
-        if done or (step > start and args.save_every > 0 and step % args.save_every == 0):
+        if done or told or (step > start and args.save_every > 0 and step % args.save_every == 0):
             meta = {
                 "step": step,
                 "val_bpb": bpb,
@@ -120,6 +124,8 @@ def train(args: argparse.Namespace, rt: Runtime) -> None:
                 },
             }
             checkpoint.save(rt, folder, step, model, optimizers, meta)
+            if rt.master:
+                wish.unlink(missing_ok=True)
         if done:
             break
 
@@ -140,7 +146,7 @@ def train(args: argparse.Namespace, rt: Runtime) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        [loss] = rt.sum(loss / rt.world)
+        loss, told = rt.sum(loss / rt.world, rt.master and wish.exists())  # one answer for all ranks
         dt = clock.lap()
 
         smooth_loss = 0.9 * smooth_loss + 0.1 * loss

@@ -8,6 +8,10 @@ from pathlib import Path
 
 from homerun.errors import HomerunError
 
+# A file of this name in the base dir asks base training to save after the step it is in. A file, because torchrun hands
+# no signal on; hidden, because it is no artifact.
+SAVE_NOW = ".save_now"
+
 
 def base_dir() -> Path:
     """Where the artifact tree is: NANOCHAT_BASE_DIR, else ~/.cache/nanochat."""

@@ -23,7 +23,8 @@ _WORDS = (
     rb"(?:[Ss]tep \d|(?:val|train|unigram) bpb|CORE|ChatCORE|Evaluating: |Model: |  [\w-]+: [\d.]+%|Peak memory|Total |"
     rb"Minimum val|Training time|Vocab size|vocab_size|num_layers|model_dim|num_heads|total  |  \"|Number of |"
     rb"Calculated |Using user|Estimated FLOPs|Tokens : |Done! |Failed to download|<\|bos\||WARNING|Warning: |FOOTGUN|"
-    rb"20\d\d-[^\n]*? - (?:Saved [mo]|Distributed)|torch\.[\w.]*(?:OutOfMemory|ChildFailed|DistBackend)Error)"
+    rb"Saves when told|20\d\d-[^\n]*? - (?:Saved [mo]|Distributed)|"
+    rb"torch\.[\w.]*(?:OutOfMemory|ChildFailed|DistBackend)Error)"
 )
 _BEGINS = re.compile(
     rb"\n(?:" + _WORDS + rb"|(?:\x1b\[[0-?]*[ -/]*[@-~]|\[(?:rank|default)?\d+\]: ?)+" + _WORDS + rb")"
@@ -157,6 +158,7 @@ _ROWS: list[tuple[str, Make]] = [
         lambda m: [("fact", {"name": _SIZES[m[1]], "value": int(_number(m[2]) or 0)})],
     ),
     (rf"Distributed world size: {_I}$", _fact("world_size")),
+    (r"^Saves when told", lambda m: [("fact", {"name": "saves_when_told", "value": True})]),
     (r"Saved (?:model|optimizer) \w+ to: (.+\.pt)", _saved),
     (r"^<\|bos\|>.*", lambda m: [("sample", {"text": m[0][:LONGEST_TEXT]})]),
     (r"^Done! Downloaded: (\d+)/(\d+)", lambda m: [("downloaded", {"got": int(m[1]), "of": int(m[2])})]),
