@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -58,6 +58,8 @@ class Settings(BaseSettings):
     homerun_phase_args: str | None = None  # JSON object: {"base_train": "--depth=26", ...}
     homerun_skip: Annotated[tuple[str, ...], NoDecode] = ()
     homerun_skip_checks: Annotated[tuple[str, ...], NoDecode] = ()  # checks of preflight that you know better than
+    homerun_fit: Literal["auto"] | None = None  # apply what `homerun preflight` shows as fit
+    homerun_check_steps: bool = False  # some real training steps against a table, before base training begins
     homerun_script_path: str | None = None  # put first in the script's PATH
     homerun_pass_env: Annotated[tuple[str, ...], NoDecode] = ()  # further variables that the script may see
 

@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -20,9 +19,9 @@ from homerun.machine import GIB, Gpu, Gpus, checks, describe, read_gpus, sample
 from homerun.preflight import Check, failed, run_checks, table
 from homerun.settings import Settings
 from homerun.upstream import checks as upstream
-from homerun.upstream.fit import USABLE, fit, needed
 from homerun.upstream.plan import read_plan
 from homerun.upstream.worktree import Source
+from tests.fakes.nvml import BOXES, nvml
 
 H100 = Gpu("NVIDIA H100 80GB HBM3", 80 * GIB, capability=(9, 0), ecc_errors=0, links=18)
 GOOD = Gpus((H100,) * 8, "570.86.15", (12, 8))
@@ -79,55 +78,13 @@ def test_the_table_ends_with_what_failed():
 # -- GPUs ---------------------------------------------------------------------------------------------------------
 
 
-def nvml(count, gib, driver, name, capability):
-    """A stand-in for pynvml: the functions and constants that `read_gpus` and `sample` use."""
-
-    class NVMLError(Exception):
-        pass
-
-    def unsupported(*_):
-        raise NVMLError
-
-    memory = SimpleNamespace(total=gib * GIB, used=400 << 20, free=0)
-    return SimpleNamespace(
-        NVMLError=NVMLError,
-        NVML_MEMORY_ERROR_TYPE_UNCORRECTED=1,
-        NVML_VOLATILE_ECC=0,
-        NVML_NVLINK_MAX_LINKS=18,
-        NVML_TEMPERATURE_GPU=0,
-        nvmlClocksThrottleReasonHwThermalSlowdown=0x40,
-        nvmlClocksThrottleReasonHwPowerBrakeSlowdown=0x80,
-        nvmlSystemGetDriverVersion=lambda: driver,
-        nvmlSystemGetCudaDriverVersion_v2=lambda: 12080,
-        nvmlDeviceGetCount=lambda: count,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
-        nvmlDeviceGetName=lambda handle: name.encode(),
-        nvmlDeviceGetMemoryInfo=lambda handle: memory,
-        nvmlDeviceGetCudaComputeCapability=lambda handle: capability,
-        nvmlDeviceGetTotalEccErrors=unsupported if "GeForce" in name else lambda *_: 0,
-        nvmlDeviceGetRemappedRows=unsupported if "GeForce" in name else lambda handle: (0, 0, 0, 0),
-        nvmlDeviceGetCurrentClocksThrottleReasons=lambda handle: 0x4,  # its ordinary power cap
-        nvmlDeviceGetNvLinkState=unsupported if "GeForce" in name else lambda handle, link: 1,
-        nvmlDeviceGetComputeRunningProcesses=lambda handle: [],
-        nvmlDeviceGetUtilizationRates=lambda handle: SimpleNamespace(gpu=97),
-        nvmlDeviceGetPowerUsage=lambda handle: 650_400,
-        nvmlDeviceGetTemperature=lambda handle, which: 61,
-    )
-
-
-BOXES = {
-    24: ("NVIDIA GeForce RTX 4090", (8, 9)),
-    40: ("NVIDIA A100-SXM4-40GB", (8, 0)),
-    80: ("NVIDIA H100 80GB HBM3", (9, 0)),
-    141: ("NVIDIA H200", (9, 0)),
-}
 MATRIX = list(itertools.product([1, 2, 4, 8], BOXES, ["470.57.02", "535.183.01", "570.86.15", "580.65.06"]))
 
 
 @pytest.mark.parametrize(("count", "gib", "driver"), MATRIX)
 def test_a_good_box_raises_no_alarm_and_an_old_driver_does(monkeypatch, tmp_path, count, gib, driver):
-    name, capability = BOXES[gib]
-    monkeypatch.setattr(homerun.machine, "_nvml", lambda: nvml(count, gib, driver, name, capability))
+    name, _ = BOXES[gib]
+    monkeypatch.setattr(homerun.machine, "_nvml", lambda: nvml(count, gib, driver))
     found = read_gpus()
     assert len(found.gpus) == count
     assert describe()["gpus"] == [{"name": name, "memory_bytes": gib * GIB}] * count
@@ -171,25 +128,6 @@ def test_no_gpu_is_fine_when_none_is_wanted():
     assert checks.check_gpus(Gpus(), 0)[0] == "pass"
     assert checks.check_gpu_health(Gpus(), None) is None
     assert checks.check_links(Gpus()) is None
-
-
-@pytest.mark.parametrize(
-    ("count", "gb", "depth"), list(itertools.product([1, 2, 3, 4, 8], [24, 40, 80, 141], [4, 12, 20, 24, 26, 32]))
-)
-def test_a_fit_divides_the_batch_and_stays_inside_the_memory(count, gb, depth):
-    found = fit([{"name": "x", "memory_bytes": gb * 1e9, "capability": (9, 0)}] * count, depth)
-    assert found.nproc & (found.nproc - 1) == 0
-    assert 524_288 % (found.nproc * 2048 * max(1, found.device_batch)) == 0
-    if found.device_batch:
-        assert needed(depth, found.device_batch) <= USABLE * gb * 1e9
-    else:
-        assert "lower --depth" in found.why
-
-
-def test_a_fit_is_what_upstream_itself_chose_on_80_gb():
-    h100 = [{"name": "H100", "memory_bytes": 85_520_809_984, "capability": (9, 0)}] * 8
-    assert (fit(h100, 20).device_batch, fit(h100, 24).device_batch, fit(h100, 26).device_batch) == (32, 16, 16)
-    assert not fit([{"name": "A100", "memory_bytes": 80e9, "capability": (8, 0)}], 20).fp8
 
 
 # -- the machine --------------------------------------------------------------------------------------------------
@@ -343,18 +281,7 @@ def test_wandb_is_refused_only_where_it_would_stop_the_run(monkeypatch, environ,
     assert found[0] == "pass" or found[2]
 
 
-# -- the gates, and the command -----------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_gates_run_in_upstreams_python_and_name_what_is_broken(tmp_path):
-    found = upstream.run_gates(checks.Path(sys.executable), tmp_path, os.environ, 8)
-    verdicts = {gate["name"]: gate["verdict"] for gate in found}
-    assert verdicts["python-headers"] in ("pass", "fail")
-    assert verdicts["torch"] == "fail"  # eight GPUs are wanted, none is here
-    assert {gate["stage"] for gate in found} == {"B"}
-    absent = upstream.run_gates(tmp_path / "no-python", tmp_path, os.environ, 8)
-    assert [gate["verdict"] for gate in absent] == ["fail"]
+# -- the command ----------------------------------------------------------------------------------------------------
 
 
 def preflight(tmp_path, *arguments, **environ):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from homerun.job.fitting import wanted_fit
 from homerun.job.request import Request
 from homerun.settings import Settings
 from homerun.upstream.adapt import Wishes, adapt, check_wishes, skip_reason
@@ -27,11 +28,18 @@ def command(
     nproc: str = typer.Option(None, help="Number of GPUs; 0: plain python on the CPU."),
     phase_args: list[str] = typer.Option([], metavar="PHASE=ARGS", help="Arguments added to a phase."),
     skip: list[str] = typer.Option([], metavar="PHASE", help="A phase to leave out."),
+    fit: str = typer.Option(None, metavar="auto", help="Show it fitted to this machine's GPUs."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show the phases of a script, for any commit, without running it, and what of it is not recognised."""
     request = Request.from_arguments(
-        Settings.load(), script=script, upstream=upstream, ref=ref, nproc=nproc, phase_args=phase_args, skip=skip
+        Settings.load(homerun_fit=fit),
+        script=script,
+        upstream=upstream,
+        ref=ref,
+        nproc=nproc,
+        phase_args=phase_args,
+        skip=skip,
     )
     with tempfile.TemporaryDirectory(prefix="homerun-plan-") as folder:
         report = _report(request, Path(folder) / "src")
@@ -48,7 +56,9 @@ def _report(request: Request, dest: Path) -> dict[str, Any]:
     else:
         source = checkout(request.upstream, request.ref, dest, request.script)
     plan = read_plan((source.root / source.script).read_bytes())
-    wishes = Wishes(nproc=request.nproc, phase_args=request.phase_args, skip=request.skip)
+    fitted = wanted_fit(request.settings, source, plan, request.nproc, request.phase_args)
+    nproc = fitted.nproc if fitted and request.nproc is None else request.nproc
+    wishes = Wishes(nproc=nproc, fit=fitted, phase_args=request.phase_args, skip=request.skip)
 
     @cache
     def flags_of(step: Step) -> Flags | None:

@@ -26,6 +26,7 @@ def command(
     nproc: str = typer.Option(None, help="GPUs that the run will use; 0: the CPU; unset: all there are."),
     phase_args: list[str] = typer.Option([], metavar="PHASE=ARGS", help="As `homerun train` will get them."),
     skip: list[str] = typer.Option([], metavar="PHASE", help="A phase that the run will leave out."),
+    fit: str = typer.Option(None, metavar="auto", help="As `homerun train` will get it."),
     price: float = typer.Option(None, "--gpu-hour-price", help="US dollars for a GPU and hour."),
     as_json: bool = typer.Option(False, "--json", help="One JSON array of check, verdict, seen, hint, seconds."),
 ) -> None:
@@ -37,7 +38,7 @@ def command(
 
         homerun preflight --script recipes/toy.sh --json
     """
-    settings = Settings.load(homerun_gpu_hour_price=price)
+    settings = Settings.load(homerun_gpu_hour_price=price, homerun_fit=fit)
     request = Request.from_arguments(
         settings, script=script, upstream=upstream, ref=ref, nproc=nproc, phase_args=phase_args, skip=skip
     )

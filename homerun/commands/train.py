@@ -16,6 +16,10 @@ def command(
     nproc: str = typer.Option(None, help="GPUs for torchrun; 0: plain python on the CPU; unset: as the machine has."),
     phase_args: list[str] = typer.Option([], metavar="PHASE=ARGS", help="Arguments added to a phase; repeatable."),
     skip: list[str] = typer.Option([], metavar="PHASE", help="A phase to leave out; repeatable."),
+    fit: str = typer.Option(None, metavar="auto", help="Cut device batch and FP8 down to this machine's GPUs."),
+    check_steps: bool = typer.Option(
+        None, "--check-steps", help="Before base training: 20 real steps against a table; a minute or two."
+    ),
     resume: str = typer.Option(None, metavar="RUN", help="Go on with this run, or with `latest`."),
     price: float = typer.Option(None, "--gpu-hour-price", help="US dollars for a GPU and hour."),
     budget: float = typer.Option(None, "--budget-usd", help="End the run, landed, before it costs more."),
@@ -31,7 +35,13 @@ def command(
 
         homerun train --resume latest
     """
-    settings = Settings.load(homerun_gpu_hour_price=price, homerun_budget_usd=budget, homerun_deadline=deadline)
+    settings = Settings.load(
+        homerun_gpu_hour_price=price,
+        homerun_budget_usd=budget,
+        homerun_deadline=deadline,
+        homerun_fit=fit,
+        homerun_check_steps=check_steps,
+    )
     request = Request.from_arguments(
         settings,
         script=script,

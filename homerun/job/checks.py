@@ -11,12 +11,12 @@ from homerun.bucket.checks import check_clock, check_landing, check_writable
 from homerun.bucket.store import Store
 from homerun.job.begin import depths
 from homerun.job.estimate import check_estimate, estimate_seconds
+from homerun.job.fitting import asked, check_fit, gpus_here
 from homerun.machine import checks as machine
 from homerun.machine import read_gpus, xid_errors
 from homerun.preflight import Check
 from homerun.settings import Settings
 from homerun.upstream import checks as upstream
-from homerun.upstream.fit import fit
 from homerun.upstream.plan import Plan
 from homerun.upstream.worktree import Source
 
@@ -39,8 +39,7 @@ def stage_a(
 ) -> list[Check]:
     """run: its id, for the bucket. folder: where the run's folder lies or will lie. base: its base dir.
     nproc: GPUs wanted, None for all there are."""
-    found = read_gpus()
-    gpus = [{"name": gpu.name, "memory_bytes": gpu.memory_bytes, "capability": gpu.capability} for gpu in found.gpus]
+    found, gpus = read_gpus(), gpus_here()
     wanted = len(gpus) if nproc is None else nproc
     arguments = dict(phase_args or {})
     depth = max(depths(source, arguments), default=None)
@@ -60,7 +59,7 @@ def stage_a(
         Check("memory", partial(machine.check_memory, found)),
         Check("compiler", partial(machine.check_compiler, found)),
         Check("port", partial(machine.check_port, settings.homerun_port, bool(environ.get("HOMERUN_PORT_FD")))),
-        Check("fit", lambda: _check_fit(gpus[:wanted], depth)),
+        Check("fit", lambda: check_fit(gpus[:wanted], asked(source, plan, arguments), settings.homerun_fit == "auto")),
         Check("plan", partial(upstream.check_plan, plan)),
         Check("dataset", partial(upstream.check_dataset, source, plan, base, skip), limit=NETWORK_SECONDS),
         Check("wandb", partial(upstream.check_wandb, settings, environ), limit=NETWORK_SECONDS, late="warn"),
@@ -69,12 +68,3 @@ def stage_a(
         Check("clock", partial(check_clock, store), limit=NETWORK_SECONDS, late="warn"),
         Check("time-and-money", lambda: check_estimate(seconds, price, settings, time.time())),
     ]
-
-
-def _check_fit(gpus: list[dict], depth: int | None) -> tuple[str, str, str] | None:
-    if not gpus or depth is None:
-        return None
-    found = fit(gpus, depth)
-    if not found.device_batch:
-        return "warn", found.why, "--phase-args base_train='--depth=…'"
-    return "pass", found.why, ""

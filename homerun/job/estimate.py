@@ -30,7 +30,7 @@ def estimate_seconds(
     steps = _number(words, "num-iterations")
     if steps is None or steps < 0:
         flags = module_flags(source.root, step.module)
-        default = flags.defaults.get("target_param_data_ratio") if flags else None
+        default = flags.value([], "target-param-data-ratio") if flags else None
         known = float(default) if isinstance(default, int | float) and default > 0 else DEFAULT_RATIO
         steps = (_number(words, "target-param-data-ratio") or known) * _params(depth) / batch
     return steps * step_seconds * batch / BATCH_TOKENS * WHOLE_RUN

@@ -23,6 +23,8 @@ from homerun.job.bring_back import Restored, bring_back
 from homerun.job.checks import stage_a
 from homerun.job.children import uploader, web
 from homerun.job.deciding import Deciding
+from homerun.job.fitting import wanted_fit
+from homerun.job.gates import Gates
 from homerun.job.gauge import Gauge
 from homerun.job.limits import Limits
 from homerun.job.request import Request
@@ -39,7 +41,6 @@ from homerun.state import RunState
 from homerun.trainer.phase import SAVE_NOW
 from homerun.upstream.adapt import Wishes
 from homerun.upstream.artifacts import Watch, read_saver
-from homerun.upstream.checks import run_gates
 from homerun.upstream.environment import build_environment, prepare_home
 from homerun.upstream.runner import Decision, Outcome, Phase, Runner
 from homerun.upstream.worktree import script_sha256
@@ -153,10 +154,11 @@ class Job:
             return False
         start, machine = self.start, describe_machine()
         gpus = machine.get("gpus") or []
-        nproc = self.request.nproc if self.request.nproc is not None else len(gpus)
+        fitted = wanted_fit(self.settings, start.source, start.plan, self.request.nproc, self.request.phase_args)
+        nproc = self.request.nproc if self.request.nproc is not None else fitted.nproc if fitted else len(gpus)
         price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
         depth = max(depths(start.source, self.request.phase_args), default=None)
-        self.nproc, self._gated = nproc, False
+        self.nproc, self.gpus, self.price = nproc, gpus[:nproc], price
         saver, world = read_saver(start.source.root), max(1, nproc)
         saved_by = self._saved_by(world)
         restored = bring_back(self.store, self.run, saver, saved_by, self.warn) if start.history else Restored()
@@ -166,6 +168,7 @@ class Job:
             nproc=nproc,
             save_every=save_every(self.settings, self.state, depth, gpus[:nproc]),
             resume_step=None,  # each phase's own, as it begins
+            fit=fitted,
             phase_args=self.request.phase_args,
             skip=self.request.skip,
         )
@@ -253,30 +256,39 @@ class Job:
             attempt=start.attempt,
             base_dir=self.run.base,
             emit=self.emit,
-            decide=lambda phase: self._decide(runner, env, phase),
+            decide=lambda phase: self._decide(runner, gates, phase),
             grace_seconds=self.settings.homerun_grace_seconds,
         )
         limits = Limits(self.settings, self.state, self.warn, (self.run.base / SAVE_NOW).touch)
         self.supervisor.watch_over(runner, self.watch, self.gauge, limits.check)
+        gates = Gates(
+            settings=self.settings,
+            root=source.root,
+            base=self.run.base,
+            raw=runner.raw,
+            env=env,
+            nproc=self.nproc,
+            gpus=self.gpus,
+            price=self.price,
+            flags=self.deciding.flags,
+            emit=self.emit,
+            say=self.console.say,
+            tick=lambda: self._tick(runner),
+        )
         outcome = runner.run(lambda: self._tick(runner))
         self._end(outcome)
         if script_sha256(source) != source.sha256:
             self._fail(Exit.PHASE, f"{source.script} was changed while it ran: it is not upstream's any more")
 
-    def _decide(self, runner: Runner, env: dict[str, str], phase: Phase) -> Decision:
-        """Stage B of preflight as soon as upstream's own environment is there, and then what each phase is run with."""
-        python = self.start.source.root / ".venv" / "bin" / "python"
-        if self.nproc and not self._gated and python.exists() and phase.step and phase.step.module:
-            self._gated = True
-            results = run_gates(python, self.start.source.root, env, self.nproc)
-            for result in results:
-                self.emit("check", **result)
-            wanted = [result for result in results if result["name"] not in self.settings.homerun_skip_checks]
-            if bad := [f"{result['name']}: {result['seen']}" for result in wanted if result["verdict"] == "fail"]:
-                runner.stop("gates", "; ".join(bad))
-        return self.deciding(phase)
+    def _decide(self, runner: Runner, gates: Gates, phase: Phase) -> Decision:
+        """What a phase is run with; before that, stage B of preflight where it is due."""
+        decision = self.deciding(phase)
+        if decision.argv is not None and (why := gates.before(phase, decision.argv)):
+            runner.stop("gates", why)
+        return decision
 
-    def _tick(self, runner: Runner) -> None:
+    def _tick(self, runner: Runner) -> bool:
+        """The job's own duties, a few times a second; whether the script goes on."""
         self._listen()
         if self.signals.code is not None:
             word = "TERM" if self.signals.code == Exit.TERM else "Ctrl-C"
@@ -284,6 +296,7 @@ class Job:
         self.supervisor.tick()
         if time.monotonic() - self._metadata_at > METADATA_SECONDS:
             self._hand_over_metadata()
+        return not runner.stopping
 
     def _listen(self) -> None:
         while self.signals.words:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from homerun.errors import RequestError
+from homerun.upstream.fit import Fit, apply_fit
 from homerun.upstream.flags import Flags
 from homerun.upstream.plan import Plan, Step, module_of
 from homerun.upstream.table import lookup
@@ -23,12 +24,14 @@ _BARE = frozenset({"--standalone", "--no-python", "--no_python", "--run-path", "
 @dataclass(frozen=True)
 class Wishes:
     """nproc: GPUs; 0: plain `python -m` on the CPU; None: as the script has it. save_every, resume_step: steps of base
-    training. phase_args: {phase or module's last part: arguments}. skip: phases, or modules' last parts.
+    training. fit: what the device batch and FP8 are cut down to. phase_args: {phase or module's last part: arguments}.
+    skip: phases, or modules' last parts.
     """
 
     nproc: int | None = None
     save_every: int | None = None
     resume_step: int | None = None
+    fit: Fit | None = None
     phase_args: Mapping[str, str] = field(default_factory=dict)
     skip: frozenset[str] = frozenset()
 
@@ -48,6 +51,13 @@ def adapt(step: Step | None, argv: list[str], wishes: Wishes, flags: Flags | Non
     module = module_of(argv) or (step.module if step else None) or ""
     phase = step.name if step else module.rpartition(".")[2] or argv[0]
     argv, changes = _set_nproc(argv, wishes.nproc, phase)
+    own = [
+        word for name in _names(phase, module) for word in spelled(shlex.split(wishes.phase_args.get(name, "")), flags)
+    ]
+    if wishes.fit and flags is not None:
+        argv, added, removed = apply_fit(argv, own, flags, wishes.fit)
+        if added or removed:
+            changes.append(Change(phase, f"fitted: {wishes.fit.why}", added, removed))
     if module.rpartition(".")[2] == "base_train" and flags is not None:
         for wish, value, what in (
             ("save-every", wishes.save_every, "saves every {} steps"),
@@ -57,11 +67,9 @@ def adapt(step: Step | None, argv: list[str], wishes: Wishes, flags: Flags | Non
             if flag and value is not None:
                 argv = [*argv, f"{flag}={value}"]
                 changes.append(Change(phase, what.format(value), (f"{flag}={value}",)))
-    for name in _names(phase, module):
-        words = spelled(shlex.split(wishes.phase_args.get(name, "")), flags)
-        if words:
-            argv = [*argv, *words]
-            changes.append(Change(phase, "your own arguments, last", tuple(words)))
+    if own:
+        argv = [*argv, *own]
+        changes.append(Change(phase, "your own arguments, last", tuple(own)))
     return argv, changes
 
 

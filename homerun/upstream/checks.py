@@ -1,12 +1,9 @@
 """What preflight asks about upstream: its plan, its data, its disk space, W&B. Each answers (verdict, seen, hint)."""
 
 import ast
-import json
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -126,26 +123,3 @@ def disk_needed(plan: Plan, depth: int | None, keep_last: int) -> int:
 def _shards(step: Step) -> int:
     match = re.search(r"(?:^|\s)-n[ =]?(\d+)", " ".join(step.words))
     return int(match[1]) if match else 0
-
-
-GATES_SECONDS = 300
-
-
-def run_gates(python: Path, root: Path, env: Mapping[str, str], nproc: int) -> list[dict[str, Any]]:
-    """Stage B, in upstream's own environment: [{name, verdict, seen, hint, seconds, stage}], as `check` events have it.
-
-    python: the environment's (`root/.venv/bin/python`). Takes about a minute on 8 GPUs, seconds on a CPU.
-    """
-    command = [str(python), str(Path(__file__).with_name("gates.py")), "--nproc", str(nproc)]
-    try:
-        done = subprocess.run(command, cwd=root, env=dict(env), capture_output=True, timeout=GATES_SECONDS)
-        printed, why = done.stdout, done.stderr.decode(errors="replace").strip()[-300:] if done.returncode else ""
-    except OSError as error:
-        printed, why = b"", f"{python}: {error.strerror}"
-    except subprocess.TimeoutExpired as error:
-        printed, why = error.stdout or b"", f"no answer in {GATES_SECONDS} s"
-    found = [json.loads(line) | {"stage": "B"} for line in printed.splitlines() if line.startswith(b"{")]
-    if why:
-        hint = "Upstream's environment is not whole: see the log of `uv sync`"
-        found.append({"name": "gates", "verdict": "fail", "seen": why, "hint": hint, "seconds": 0.0, "stage": "B"})
-    return found

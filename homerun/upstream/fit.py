@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from homerun.upstream.flags import Flags
+
 GB = 1e9
 USABLE = 0.92  # of a GPU's memory: the rest is context, fragmentation, NCCL
 PARAMS_AT_D24 = 1.384e9
@@ -26,6 +28,54 @@ class Fit:
     device_batch: int | None
     fp8: bool
     why: str
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What base training is asked for: depth, tokens of a sequence, device batch (None: unknown), FP8."""
+
+    depth: int
+    sequence: int = 2048
+    device_batch: int | None = None
+    fp8: bool = False
+
+
+def read_asked(words: Sequence[str], flags: Flags | None) -> Asked | None:
+    """From base training's arguments and its module's defaults at that commit; None where no depth can be told."""
+    if flags is None:
+        return None
+    depth, sequence, batch = (_whole(flags.value(words, name)) for name in ("depth", "max-seq-len", BATCH))
+    return Asked(depth, sequence or 2048, batch, flags.spell("fp8") in words) if depth else None
+
+
+def apply_fit(
+    argv: list[str], own: Sequence[str], flags: Flags, found: Fit
+) -> tuple[list[str], tuple[str, ...], tuple[str, ...]]:
+    """A phase's argv with what does not fit taken back, and the words added and removed.
+
+    The device batch is only ever lowered; FP8 follows the GPUs. own: the user's own words for this phase, which win.
+    """
+    added: list[str] = []
+    removed: list[str] = []
+    batch, asked = flags.spell(BATCH), _whole(flags.value(argv, BATCH))
+    if batch and found.device_batch and asked and asked > found.device_batch and not _has(own, batch):
+        added.append(f"{batch}={found.device_batch}")
+    fp8 = flags.spell("fp8")
+    if fp8 and fp8 not in own and found.device_batch is not None and found.fp8 != (fp8 in argv):
+        (added if found.fp8 else removed).append(fp8)
+    return [word for word in argv if word not in removed] + added, tuple(added), tuple(removed)
+
+
+BATCH = "device-batch-size"
+
+
+def _has(words: Sequence[str], flag: str) -> bool:
+    return any(word.partition("=")[0] == flag for word in words)
+
+
+def _whole(value: object) -> int | None:
+    text = str(value)
+    return int(text) if text.isdigit() else None
 
 
 def fit(gpus: Sequence[dict[str, Any]], depth: int, sequence: int = 2048, device_batch: int | None = None) -> Fit:

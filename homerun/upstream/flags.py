@@ -7,7 +7,7 @@ turns every global that is assigned above it into a `--name=value` flag.
 import ast
 import importlib.util
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +34,15 @@ class Flags:
         """`save-every`, `--save_every` … as this commit spells it, with its dashes; None if it has no such flag."""
         plain = _plain(flag)
         return next((name for name in self.names if name.startswith("--") and _plain(name) == plain), None)
+
+    def value(self, words: Sequence[str], flag: str) -> object:
+        """What these arguments set a flag to, the last one counting, else its default; None where neither is known."""
+        name = self.spell(flag)
+        for place in reversed(range(len(words)) if name else ()):
+            said, equals, value = words[place].partition("=")
+            if said == name:
+                return value if equals or place + 1 == len(words) else words[place + 1]
+        return self.defaults.get(name or "")
 
 
 def module_flags(root: Path, module: str) -> Flags | None:

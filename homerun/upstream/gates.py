@@ -2,7 +2,8 @@
 
     .venv/bin/python gates.py --nproc 8
 
-Standard library and upstream's torch only. Prints one JSON object a gate: {name, verdict, seen, hint, seconds}.
+Standard library and upstream's torch only. Prints `-- NAME` as a gate begins, and one JSON object as it ends: {name,
+verdict, seen, hint, seconds}.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from pathlib import Path
 
 LIMIT_SECONDS = 120
+BEGUN = "-- "  # before each gate, so that one that hangs or dies can be named
 
 
 def gate_headers(nproc):
@@ -138,6 +140,7 @@ def main():
     parser.add_argument("--nproc", type=int, required=True, help="GPUs that the run will use; 0 for the CPU")
     nproc = parser.parse_args().nproc
     for name, gate in GATES.items():
+        print(f"{BEGUN}{name}", flush=True)
         begun = time.monotonic()
         try:
             found = gate(nproc)

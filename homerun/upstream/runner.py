@@ -125,10 +125,11 @@ class Runner:
         self._selector = selectors.DefaultSelector()
         self._guard_words = b""
         self._activity = Activity()
+        self._deciding = False  # the script waits for us: its silence is no sign
 
     # -- the loop --------------------------------------------------------------------------------------------------
 
-    def run(self, tick: Callable[[], None], every: float = 0.25) -> Outcome:
+    def run(self, tick: Callable[[], object], every: float = 0.25) -> Outcome:
         """Run the script to its end. tick() is called at least every `every` seconds and at phase borders.
 
         Whatever happens, exceptions included, nothing that the script started is running when this returns.
@@ -164,10 +165,14 @@ class Runner:
                 with contextlib.suppress(OSError):
                     self._job.send(b"T")
 
+    @property
+    def stopping(self) -> bool:
+        return self._stop is not None
+
     def idle_seconds(self, gpu_busy: bool = False) -> float:
         """Seconds since the script last wrote to its logs or used a CPU, a disk or (says the caller) a GPU."""
         logs = [self.script_log, *(phase.log for phase in self.phases if phase.status is None)]
-        return self._activity.idle_seconds(self._guard.pid if self._guard else 0, logs, gpu_busy)
+        return self._activity.idle_seconds(self._guard.pid if self._guard else 0, logs, gpu_busy or self._deciding)
 
     def _start(self, script: str, tracer: Tracer) -> None:
         self._job, theirs = socket.socketpair()
@@ -242,7 +247,9 @@ class Runner:
             log=Path(),
             began=time.time(),
         )
+        self._deciding = True
         decision = self.decide(phase)
+        self._deciding = False
         if self._stop:  # it was decided that nothing more may begin
             return
         if decision.argv is None:
