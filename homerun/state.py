@@ -439,7 +439,9 @@ class RunState:
     def _on_attempt_end(self, event: Event) -> None:
         if self.attempts:
             attempt = self.attempts[-1]
-            attempt.ended, attempt.code = event["t"], event.get("code")
+            if not event.get("pushed"):  # by then the machine had cost nothing for a while
+                attempt.ended = event["t"]
+            attempt.code = event.get("code")
             attempt.reason, attempt.safe, attempt.next = event.get("reason"), event.get("safe"), event.get("next")
             self.code = attempt.code
 

@@ -1,11 +1,14 @@
 """A few of `make chaos`: kills at random moments and an emptied disk; a bucket that goes away; one that refuses."""
 
+import json
+
 import pytest
 from chaos import disturbed, fake_case, kills_of, problems, slow_down, wait_for
 from s3 import serve
 
 from homerun.errors import Exit
 from homerun.journal import replay
+from homerun.state import fold
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -54,7 +57,13 @@ def test_what_the_bucket_refused_at_the_end_is_named_with_exit_5_and_push_brings
     assert pushed.returncode == 0, pushed.stderr
     verified = case.homerun("verify", case.run)
     assert verified.returncode == 0 and "base_checkpoints/d4/model_000020.pt" in verified.stdout
-    case.env["HOMERUN_UPLOAD_MINUTES"] = "5"
-    case.code = case.start().wait()  # says that it is good: nothing is trained again
+    assert "_SUCCESS is there" in pushed.stderr
+    case.code = pushed.returncode
     assert not problems(case)
+    state = fold(replay(case.journal))
+    assert (state.code, state.verdict, len(state.attempts)) == (0, "good", 1)
+    assert state.attempt.ended < state.updated  # a machine that had ended by then costs nothing more
+    said = json.loads((case.dir / "runs" / case.run / "metadata.json").read_text())
+    assert said["code"] == 0 and all(group["secured"] for group in said["checkpoints"])
+    assert case.homerun("push", case.run).returncode == 0  # nothing left to do
     assert [e["phase"] for e in replay(case.journal) if e["type"] == "phase.begin"].count("base_train") == 1

@@ -26,16 +26,22 @@ class Pushed:
 
 
 def push(
-    settings: Settings, run_dir: Path, watching: Callable[[lease.Lease], None], said: Callable[[str], None]
+    settings: Settings,
+    run_dir: Path,
+    watching: Callable[[lease.Lease], None],
+    said: Callable[[str], None],
+    proven: Callable[[Request, Receipt], None] = lambda request, receipt: None,
+    finish: Callable[[Outbox], None] = lambda outbox: None,
 ) -> Pushed:
-    """Land every group that was offered and is not proven, as it is here now; then finish, if the run had asked.
+    """Land every group that was offered and is not proven, as it is here now.
 
-    Raises LeaseError when another runner holds the run.
+    proven: told of each that landed. finish: called when nothing is missing and the run had asked for `_SUCCESS` in
+    vain; offers what has to come before, and asks again. Raises LeaseError when another runner holds the run.
     """
     outbox = Outbox(run_dir / "outbox")
-    failed = _offer_again(outbox, run_dir)
-    if not outbox.pending():
-        return Pushed([], failed, not failed)
+    failed, asked, good = _offer_again(outbox, run_dir)
+    if not outbox.pending() and not (asked and not failed):
+        return Pushed([], failed, good)
     owner = f"{socket.gethostname()}-push-{secrets.token_hex(4)}"
     held = lease.acquire(open_store(settings), run_dir.name, owner, watching=watching)
     uploader = Uploader(settings, run_dir, held.attempt, owner)
@@ -49,18 +55,28 @@ def push(
 
     thread = threading.Thread(target=work)
     thread.start()
-    landed, good = [], False
-    try:
-        while outbox.pending() and thread.is_alive():
+    landed = []
+
+    def settle() -> None:
+        """Until everything is answered but the input cache, which is nobody's proof."""
+        nonlocal good
+        while any(request.kind != "cache" for request in outbox.pending()) and thread.is_alive():
             for request, receipt in outbox.receipts():
                 if request.kind == "finish":
                     good = receipt.ok
                 elif receipt.ok and request.kind in NAMED:
                     landed.append(request.group)
-                elif not receipt.ok:
+                    proven(request, receipt)
+                elif not receipt.ok and request.kind != "cache":
                     failed[request.group] = receipt.text or receipt.why or ""
             said(str(outbox.status().get("error", "")))
             time.sleep(0.1)
+
+    try:
+        settle()
+        if asked and not failed and thread.is_alive():
+            finish(outbox)
+            settle()
     finally:
         uploader.closed.set()
         thread.join()
@@ -70,15 +86,15 @@ def push(
     return Pushed(landed, failed, good)
 
 
-def _offer_again(outbox: Outbox, run_dir: Path) -> dict[str, str]:
-    """Offer anew what was answered with a failure, as it is now; {group: why} of what is no longer here."""
+def _offer_again(outbox: Outbox, run_dir: Path) -> tuple[dict[str, str], bool, bool]:
+    """Offer anew what was answered with a failure, as it is now; {group: why} of what is no longer here, and whether
+    `_SUCCESS` was last asked for in vain, or written."""
     unproven: dict[str, Request] = {}
     finish: Receipt | None = None
-    asked = False
     for request in outbox.all():
         receipt = outbox.answered(request.seq)
         if request.kind == "finish":
-            asked, finish = True, receipt
+            finish = receipt
         elif request.kind in NAMED:
             unproven.pop(request.group, None)
             if receipt and not receipt.ok:
@@ -92,6 +108,4 @@ def _offer_again(outbox: Outbox, run_dir: Path) -> dict[str, str]:
             continue
         about = {"phase": request.phase, "keep": request.keep, "step": request.step, "score": request.score}
         outbox.offer(request.kind, group, files, **about)  # type: ignore[arg-type]
-    if asked and finish and not finish.ok:
-        outbox.offer("finish", "_SUCCESS")
-    return gone
+    return gone, bool(finish and not finish.ok), bool(finish and finish.ok)

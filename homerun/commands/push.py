@@ -5,9 +5,9 @@ import sys
 import typer
 
 from homerun.bucket.lease import DEAD_SECONDS, Lease
-from homerun.bucket.push import push
 from homerun.bucket.store import open_store
 from homerun.errors import UnprovenError
+from homerun.job.ending import push_run
 from homerun.job.run import find_local
 from homerun.settings import Settings
 
@@ -31,7 +31,7 @@ def command(
             print(error, file=sys.stderr)
         shown = error
 
-    done = push(settings, local.dir, _say_watching, said)
+    done = push_run(settings, local, _say_watching, said)
     for group in done.landed:
         print(group)
     if done.failed:
