@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from homerun.bucket.manifest import Manifest, superseded
 from homerun.bucket.store import Head
 
-CONTROL = re.compile(r"(metadata|manifest|lease)\.json|_SUCCESS|journal/.*|logs/.*")
+CONTROL = re.compile(r"(metadata|manifest|lease|extension)\.json|_SUCCESS|journal/.*|logs/.*")
 
 
 @dataclass(frozen=True)

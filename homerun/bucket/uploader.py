@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from homerun.bucket import lease
+from homerun.bucket import extension, lease
 from homerun.bucket.follow import Follower
 from homerun.bucket.landing import Landing
 from homerun.bucket.outbox import NAMED, Outbox, Receipt, Request
@@ -69,7 +69,7 @@ class Uploader:
         self._quiet = threading.Lock()
 
     def work(self) -> None:
-        """Until `closed`: heartbeat, journal, groups, status, each in a thread of its own. Raises LeaseError."""
+        """Until `closed`: heartbeat, journal, groups, status …, each in a thread of its own. Raises LeaseError."""
         failures: list[BaseException] = []
 
         def keep_doing(what: Callable[[], None], every: float) -> None:
@@ -90,6 +90,7 @@ class Uploader:
             (self._beat, lease.BEAT_SECONDS),
             (self._follow_all, self.settings.homerun_sync_seconds),
             (self._land_some, POLL_SECONDS),
+            (self._bring_extension, lease.BEAT_SECONDS),
             (self._report, 1.0),
         ]
         threads = [threading.Thread(target=keep_doing, args=loop, daemon=True) for loop in loops]
@@ -129,6 +130,10 @@ class Uploader:
         """Before anything is written: beat now if the last beat is so old that another may be about to take over."""
         if time.monotonic() - self._beat_at > lease.DEAD_SECONDS / 2:
             self._beat()
+
+    def _bring_extension(self) -> None:
+        """The one thing that comes the other way: more time for the job, if `homerun extend` asked for it."""
+        extension.bring(self.control, self.run, self.outbox.dir)
 
     # Groups
 

@@ -201,15 +201,20 @@ def _offer(row: dict[str, Any], gpus: int) -> Offer | None:
 def _deployment(row: dict[str, Any], containers: list[dict[str, Any]] = []) -> Deployment:  # noqa: B006 (never changed)
     events = [event for container in containers for event in container.get("container_events") or []]
     urls = [container["public_url"] for container in containers if container.get("public_url")]
+    environment = (row.get("container_config") or {}).get("env_variables") or {}  # in a deployment's details alone
+    usd, left, served = (row.get(key) for key in ("amount_paid", "compute_minutes_remaining", "compute_minutes_served"))
+    minutes = (left or 0) + (served or 0)
     return Deployment(
         id=str(row["id"]),
-        name=row.get("name") or row.get("resource_private_name") or "",
+        name=row.get("name") or row.get("resource_private_name") or environment.get("HOMERUN_RUN_ID") or "",
         status=" ".join(str(row.get("status") or "unknown").lower().replace("_", " ").replace("-", " ").split()),
         hardware=row.get("hardware_name") or "",
         gpus=row.get("total_gpus") or row.get("hardware_quantity") or 0,
-        usd=row.get("amount_paid"),
-        minutes_left=row.get("compute_minutes_remaining"),
-        minutes_served=row.get("compute_minutes_served"),
+        usd=usd,
+        minutes_left=left,
+        minutes_served=served,
         url=urls[0] if urls else None,
         notes=tuple(str(event.get("message")) for event in events),
+        usd_per_hour=usd / minutes * 60 if usd and minutes else None,
+        deadline=environment.get("HOMERUN_DEADLINE"),
     )

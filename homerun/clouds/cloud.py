@@ -65,6 +65,8 @@ class Deployment:
     minutes_served: int | None = None
     url: str | None = None  # where its port 8000 answers
     notes: tuple[str, ...] = ()  # the platform's own words, oldest first
+    usd_per_hour: float | None = None
+    deadline: str | None = None  # the HOMERUN_DEADLINE that its job was started with, where the platform tells
 
     @property
     def over(self) -> bool:
@@ -98,7 +100,8 @@ class Cloud(Protocol):
     def logs(self, id: str, stream: str = "stdout") -> Iterator[str]:
         """Lines as they come, until the container is over."""
 
-    def extend(self, id: str, hours: int) -> None: ...
+    def extend(self, id: str, hours: int) -> None:
+        """Book more time, where time is booked."""
 
     def destroy(self, id: str) -> None: ...
 

@@ -78,9 +78,7 @@ class RunPod:
         raise RequestError("RunPod's API has no logs", "The run's own are in the bucket: `homerun logs RUN -f`")
 
     def extend(self, id: str, hours: int) -> None:
-        raise RequestError(
-            "RunPod bills by the second; there is nothing to extend", "A pod's end is its HOMERUN_DEADLINE"
-        )
+        pass  # billed until it is ended; only its job must know
 
     def destroy(self, id: str) -> None:
         self._api.send("DELETE", f"/pods/{id}")
@@ -113,4 +111,6 @@ def _deployment(row: dict[str, Any]) -> Deployment:
         hardware=(row.get("machine") or {}).get("gpuTypeId") or ", ".join(row.get("gpuTypeIds") or []),
         gpus=row.get("gpuCount") or 0,
         url=f"https://{row['id']}-{http}.proxy.runpod.net" if http else None,
+        usd_per_hour=row.get("costPerHr"),
+        deadline=(row.get("env") or {}).get("HOMERUN_DEADLINE"),
     )

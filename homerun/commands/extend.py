@@ -1,10 +1,13 @@
-"""`homerun extend`: book more hours of a prepaid box."""
+"""`homerun extend`: more hours for a box, and for the job on it."""
 
 import sys
+from datetime import UTC, datetime
 
 import typer
 
-from homerun.clouds.cloud import open_cloud
+from homerun.bucket import extension
+from homerun.bucket.store import open_store
+from homerun.clouds.cloud import Deployment, open_cloud
 from homerun.errors import RequestError
 from homerun.settings import Settings
 
@@ -13,27 +16,51 @@ def command(
     id: str = typer.Argument(metavar="ID", help="As `homerun deployments` lists it."),
     hours: int = typer.Argument(min=1, max=8760, help="Hours to add."),
     max_cost: float = typer.Option(None, metavar="USD", help="Refuse a higher price; unset: ask."),
-    on: str = typer.Option("caas", "--on", help="caas."),
+    on: str = typer.Option("caas", "--on", help="caas or runpod."),
 ) -> None:
-    """Add hours to a deployment, paid at once. For a chat page that should stay: the job itself lands by the
-    HOMERUN_DEADLINE that it was started with, and goes on in a new deployment (`homerun deploy --run-id RUN`).
+    """Add hours to a deployment (on CaaS they are paid at once). Its job is told through the bucket, within a minute:
+    its deadline and its budget grow.
 
     Example:
 
         homerun extend 7d1c… 2 --max-cost 60
     """
-    cloud = open_cloud(on, Settings.load())
+    settings = Settings.load()
+    cloud = open_cloud(on, settings)
     box = cloud.status(id)
     if box.over:
         raise RequestError(f"{id} is {box.status}", "Go on in a new one: `homerun deploy --run-id RUN`")
-    minutes = (box.minutes_left or 0) + (box.minutes_served or 0)
-    price = box.usd / minutes * 60 * hours if cloud.prepaid and box.usd and minutes else None
-    text = "an unknown price" if price is None else f"about ${price:,.2f}"
-    if cloud.prepaid and max_cost is not None and (price is None or price > max_cost):
-        raise RequestError(f"{hours} h more cost {text}, over the cap of ${max_cost:,.2f}", "Raise --max-cost")
-    if cloud.prepaid and max_cost is None:
-        if not sys.stdin.isatty():
-            raise RequestError(f"{hours} h more cost {text}, and there is no terminal to ask at", "Give --max-cost USD")
-        typer.confirm(f"Book {hours} h more for {text}?", abort=True, err=True)
+    if not settings.has_bucket:
+        raise RequestError("no R2 variables are set, and the job is told through the bucket", "Set those of the run")
+    store, deadline = open_store(settings), _deadline(box)
+    if deadline is not None:
+        extension.read(store, box.name)  # a bucket that cannot be reached is told before anything is paid
+    price = box.usd_per_hour * hours if box.usd_per_hour else None  # no cloud quotes more of the same
+    _agree(f"{hours} h more", price, max_cost)
     cloud.extend(id, hours)
-    print(f"{id}: {hours} h more", file=sys.stderr)
+    if deadline is None:
+        print(f"{id}: {hours} h more; it names no HOMERUN_DEADLINE, so its job was not told", file=sys.stderr)
+        return
+    now = extension.add(store, box.name, deadline, hours * 3600, price or 0.0)
+    until = datetime.fromtimestamp(now.deadline, UTC)
+    print(f"{id}: {hours} h more; {box.name} lands before {until:%Y-%m-%d %H:%M}Z", file=sys.stderr)
+
+
+def _deadline(box: Deployment) -> float | None:
+    """Unix seconds of the deadline that the box was started with."""
+    try:
+        return datetime.fromisoformat(box.deadline).timestamp() if box.deadline else None
+    except ValueError:
+        return None
+
+
+def _agree(what: str, price: float | None, max_cost: float | None) -> None:
+    """RequestError unless the price is under the cap, or a person says yes."""
+    text = "an unknown price" if price is None else f"about ${price:,.2f}"
+    if max_cost is not None:
+        if price is None or price > max_cost:
+            raise RequestError(f"{what} cost {text}, over the cap of ${max_cost:,.2f}", "Raise --max-cost")
+    elif not sys.stdin.isatty():
+        raise RequestError(f"{what} cost {text}, and there is no terminal to ask at", "Give --max-cost USD")
+    else:
+        typer.confirm(f"Book {what} for {text}?", abort=True, err=True)

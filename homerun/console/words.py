@@ -118,6 +118,11 @@ def _stop(event: Event) -> str:
     return f"stopping ({event.get('why')}): {event.get('text')}"
 
 
+def _extended(event: Event) -> str:
+    budget = f", the budget {money(event['budget_usd'])}" if event.get("budget_usd") is not None else ""
+    return f"more time: the deadline is now {time.strftime('%Y-%m-%d %H:%M', time.gmtime(event['deadline']))}Z{budget}"
+
+
 _TELLERS = {
     "run.begin": _run,
     "attempt.begin": _attempt,
@@ -127,12 +132,13 @@ _TELLERS = {
     "phase.end": _end,
     "phase.skip": _skip,
     "secured": _secured,
+    "cache": _cache,
     "warning": _warning,
     "stop": _stop,
+    "extended": _extended,
 }
 
 
-    "cache": _cache,
 def size(count: float) -> str:
     """Bytes for people: `812 B`, `3.4 MB`, `2.1 GB` (powers of ten, as clouds bill them)."""
     if count < 1000:

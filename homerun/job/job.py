@@ -10,11 +10,13 @@ sys.exit(job.code)
 import contextlib
 import os
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
 
 from homerun import cost
+from homerun.bucket import extension
 from homerun.bucket.outbox import Outbox, describe
 from homerun.console import open_console
 from homerun.errors import Exit, HomerunError
@@ -27,6 +29,7 @@ from homerun.job.fitting import wanted_fit
 from homerun.job.gates import Gates
 from homerun.job.gauge import Gauge
 from homerun.job.limits import Limits
+from homerun.job.more_time import limits_now, over_limit
 from homerun.job.request import Request
 from homerun.job.resume import Resume
 from homerun.job.saving import save_every
@@ -59,6 +62,7 @@ CODES = {
 }
 RESERVE_BYTES = 4 << 20  # given back when the disk is full, for the last words
 METADATA_SECONDS = 60.0
+EXTENSION_SECONDS = 60.0  # between two looks for more time while page and chat stay up
 FLUSH_SECONDS = 8.0  # after TERM: containers get 10 s before KILL by default
 
 
@@ -259,8 +263,10 @@ class Job:
             decide=lambda phase: self._decide(runner, gates, phase),
             grace_seconds=self.settings.homerun_grace_seconds,
         )
-        limits = Limits(self.settings, self.state, self.warn, (self.run.base / SAVE_NOW).touch)
-        self.supervisor.watch_over(runner, self.watch, self.gauge, limits.check)
+        self.limits = Limits(self.settings, self.state, self.warn, (self.run.base / SAVE_NOW).touch)
+        with contextlib.suppress(HomerunError):  # the uploader brings what is asked for later
+            extension.bring(self.store, self.run.id, self.outbox.dir)
+        self.supervisor.watch_over(runner, self.watch, self.gauge, self.limits.check)
         gates = Gates(
             settings=self.settings,
             root=source.root,
@@ -293,10 +299,17 @@ class Job:
         if self.signals.code is not None:
             word = "TERM" if self.signals.code == Exit.TERM else "Ctrl-C"
             runner.stop("signal", f"ended by {word}")
+        self._take_more_time()
         self.supervisor.tick()
         if time.monotonic() - self._metadata_at > METADATA_SECONDS:
             self._hand_over_metadata()
         return not runner.stopping
+
+    def _take_more_time(self) -> None:
+        caps = limits_now(self.settings, self.outbox.dir)
+        if caps != self.limits.caps:
+            self.limits.caps = caps
+            self.emit("extended", deadline=caps.deadline, budget_usd=caps.cap_usd)
 
     def _listen(self) -> None:
         while self.signals.words:
@@ -337,21 +350,36 @@ class Job:
             self._close_attempt()
             self.emit("run.end", code=int(self.code), verdict="failed")
             write_metadata(self.run.metadata, self.state)
-        if self.settings.keep_alive and self.web:
+        if self._stays_up():
             self.console.say(f"page and chat stay up on port {self.settings.homerun_port}, until TERM or Ctrl-C")
         self.console.end(self.state)
 
     def keep_alive(self) -> None:
-        """Go on serving page and chat after the run, until TERM, Ctrl-C, or as long a silence as was asked for."""
-        if not (self.settings.keep_alive and self.web):
+        """Go on serving page and chat after a good run, until TERM, Ctrl-C, as long a silence as was asked for, or the
+        end of money or time. After any other end the box goes back, and may start the job again."""
+        if not self._stays_up():
             return
+        assert self.web is not None
         self.uploads.close()  # the lease goes back: nothing of the run changes any more
-        while self.signals.code is None and not self.web.over:
+        threading.Thread(target=self._ask_for_more_time, daemon=True).start()
+        while self.signals.code is None and not self.web.over and not self._over_limit():
             for word in (self.web.check(), *self.signals.words):
                 if word:
                     print(word, file=sys.stderr)
             self.signals.words.clear()
             time.sleep(0.5)
+
+    def _stays_up(self) -> bool:
+        return bool(self.settings.keep_alive and self.web and self.code == Exit.GOOD)
+
+    def _over_limit(self) -> bool:
+        return over_limit(self.state, limits_now(self.settings, self.outbox.dir), time.time())
+
+    def _ask_for_more_time(self) -> None:
+        while True:
+            with contextlib.suppress(HomerunError, OSError):
+                extension.bring(self.store, self.run.id, self.outbox.dir)
+            time.sleep(EXTENSION_SECONDS)
 
     def _drain(self) -> bool:
         """Wait for the uploader's answers to all that was offered; whether all of it is proven."""

@@ -81,6 +81,25 @@ class FakeCaaS(FakeService):
     def api(self) -> str:
         return self.url + PREFIX
 
+    def add(self, name: str, hours: int, gpus: int = 8, **environ: str) -> str:
+        """A deployment that runs; its id."""
+        id = str(uuid.uuid4())
+        self.deployments[id] = {
+            "id": id,
+            "name": name,
+            "status": "running",
+            "created_at": "2026-11-21T02:31:00",
+            "started_at": None,
+            "amount_paid": round(self.price_per_hour * hours, 2),
+            "total_gpus": gpus,
+            "hardware_id": 203,
+            "hardware_name": "H100 SXM5",
+            "compute_minutes_served": 0,
+            "compute_minutes_remaining": hours * 60,
+            "container_config": {"env_variables": environ},
+        }
+        return id
+
     def set_status(self, id: str, status: str) -> None:
         self.deployments[id]["status"] = status
 
@@ -118,7 +137,9 @@ class FakeCaaS(FakeService):
             deployment["status"] = "termination requested"
             return Reply(200, {"status": "TERMINATION REQUESTED", "deployment_id": id})
         if request.method == "POST" and what == "extend":
-            deployment["compute_minutes_remaining"] += _Extend.model_validate(request.json()).duration_hours * 60
+            hours = _Extend.model_validate(request.json()).duration_hours
+            deployment["compute_minutes_remaining"] += hours * 60
+            deployment["amount_paid"] = round(deployment["amount_paid"] + self.price_per_hour * hours, 2)
             return Reply(200, {"data": deployment})
         if self.hidden.get(id):
             self.hidden[id] -= 1
@@ -134,28 +155,16 @@ class FakeCaaS(FakeService):
         if order.location_ids and order.node_pool_id:
             return Reply(400, {"status": "failed", "error": "location_ids and node_pool_id exclude each other"})
         self.bodies.append(body)
-        id = str(uuid.uuid4())
         config = order.container_config
-        self.deployments[id] = {
-            "id": id,
-            "name": order.resource_private_name,
-            "status": "running",
-            "created_at": "2026-11-21T02:31:00",
-            "started_at": None,
-            "amount_paid": round(self.price_per_hour * order.duration_hours, 2),
-            "total_gpus": order.gpus_per_container,
-            "hardware_id": order.hardware_id,
-            "hardware_name": "H100 SXM5",
-            "compute_minutes_served": 0,
-            "compute_minutes_remaining": order.duration_hours * 60,
-            "container_config": {
-                "entrypoint": config.entrypoint,
-                "args": None,  # dropped, as the real one does
-                "env_variables": config.env_variables,
-                "traffic_port": config.traffic_port,
-                "image_url": order.registry_config.image_url,
-                "secret_env_keys": sorted(config.secret_env_variables),
-            },
+        id = self.add(order.resource_private_name, order.duration_hours, order.gpus_per_container)
+        self.deployments[id] |= {"hardware_id": order.hardware_id}
+        self.deployments[id]["container_config"] = {
+            "entrypoint": config.entrypoint,
+            "args": None,  # dropped, as the real one does
+            "env_variables": config.env_variables,
+            "traffic_port": config.traffic_port,
+            "image_url": order.registry_config.image_url,
+            "secret_env_keys": sorted(config.secret_env_variables),
         }
         self.hidden[id] = self.hide_reads
         self.launch(body)
