@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -16,14 +15,16 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from homerun.journal import Journal
 from homerun.serve.loading import open_models
-from homerun.state import POINTS
+from homerun.state import POINTS, RunState
 from homerun.web import guard
 from homerun.web.app import Site, create_app
 from homerun.web.board import Board, snapshot
 from homerun.web.logs import Logs
+from homerun.web.metrics import render
 from homerun.web.server import environment
 from tests.serve_live import live
 from tests.web_run import RUN, make_run
@@ -286,51 +287,33 @@ def test_a_hundred_thousand_steps_stay_small(tmp_path):
     assert board.points_after(5) is None
 
 
-def test_the_metrics_are_prometheus_text(url):
-    text = httpx.get(f"{url}/metrics", headers=AUTH).text
-    for line in text.splitlines():
-        assert re.fullmatch(r'# (HELP|TYPE) \w+ .+|homerun_\w+(\{(\w+="(\\.|[^"\\])*",?)*\})? -?[\d.e+-]+', line), line
-    assert f'homerun_up{{run="{RUN}",status="good"}} 1' in text
-    assert 'homerun_eval{phase="base_train",metric="val_bpb"}' in text
+def test_the_metrics_are_what_prometheus_reads(url):
+    answer = httpx.get(f"{url}/metrics", headers=AUTH)
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(answer.text)
+        for sample in family.samples
+    }
+    assert samples["homerun_up", ("run", RUN), ("status", "good")] == 1
+    assert samples["homerun_step", ("phase", "base_train")] == 299
+    assert 0.8 < samples["homerun_eval", ("metric", "val_bpb"), ("phase", "base_train")] < 0.9
+    assert samples["homerun_gpu_util", ("gpu", "7")] == 98 and samples["homerun_warnings_total",] == 1
+    assert samples["homerun_secured_bytes",] == 2e9
+
+
+def test_a_label_of_any_text_is_read_back_by_prometheus():
+    state = RunState()
+    state.run = 'a "run"\\with\nall of it'
+    (family,) = [
+        family for family in text_string_to_metric_families(render(state, {}, 0.0)) if family.name == "homerun_up"
+    ]
+    assert family.samples[0].labels["run"] == state.run
 
 
 def test_the_api_describes_itself(url):
     paths = httpx.get(f"{url}/openapi.json", headers=AUTH).json()["paths"]
     assert {"/v1/chat/completions", "/v1/completions", "/v1/models", "/api/run"} <= set(paths)
-
-
-@pytest.mark.slow
-def test_whatever_fits_the_api_is_answered_without_a_bug(url):
-    """Every path with odd parameters of the right kind: never a 5xx, always JSON in the error's shape."""
-    odd = ["", "0", "-1", "9" * 30, "\u0000", "../../etc/passwd", "%2e%2e", "🦊" * 50, "null", "[]", "a" * 5000]
-    spec = httpx.get(f"{url}/openapi.json", headers=AUTH).json()["paths"]
-    with httpx.Client(base_url=url, headers=AUTH, timeout=30) as client:
-        for path, methods in spec.items():
-            for name in [p["name"] for p in methods.get("get", {}).get("parameters", [])]:
-                if "follow" in path:
-                    continue  # streams for ever where the log is there; its errors are tested below
-                for value in odd:
-                    target = path.replace(f"{{{name}}}", "x%00")
-                    answer = client.get(target, params={"name": "logs/a01/0003-base_train.log", "q": "x", name: value})
-                    assert answer.status_code < 500, (path, name, value)
-                    if answer.status_code >= 400:
-                        assert answer.json()["error"]["message"]
-        for path in ("/v1/chat/completions", "/v1/completions"):
-            for value in (None, 3, "x", [], {}, True, "\u0000", [[[]]], -1):
-                for name in (
-                    "messages",
-                    "prompt",
-                    "model",
-                    "stop",
-                    "n",
-                    "seed",
-                    "stream",
-                    "max_tokens",
-                    "stream_options",
-                ):
-                    body = {"messages": [{"role": "user", "content": "a"}], "prompt": "a", "max_tokens": 2, name: value}
-                    answer = client.post(path, json=body)
-                    assert answer.status_code < 500, (path, body, answer.text)
 
 
 # -- logs ----------------------------------------------------------------------------------------------------------

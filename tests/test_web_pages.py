@@ -1,51 +1,30 @@
 """Both pages in a real Chromium, on a desktop and on a phone."""
 
 import json
-import os
 import re
-import time
 from pathlib import Path
 
 import pytest
 
 from homerun.journal import Journal
 from homerun.serve.loading import open_models
-from homerun.trainer.chats import examples
 from homerun.web import guard
 from homerun.web.app import Site, create_app
 from homerun.web.board import Board
 from homerun.web.logs import Logs
+from tests import browsing
+from tests.browsing import SIZES, TOKEN, ask, fits, open_chat, open_page, until
 from tests.serve_live import live
 from tests.serve_tree import make_tree
 from tests.web_run import RUN, make_run
 
-CHROMIUM = "/usr/bin/chromium"
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-TOKEN = "tok-canary-0123456789"
-SIZES = {
-    "desktop": {"viewport": {"width": 1280, "height": 900}},
-    "phone": {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True},
-}
-
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="no Chromium")]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(browsing.missing(), reason="no Chromium")]
 
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+    with browsing.chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(autouse=True)
@@ -71,37 +50,6 @@ def page(browser, request, url):
 @pytest.fixture
 def desk(browser, url):
     yield from open_page(browser, url, **SIZES["desktop"])
-
-
-def open_page(browser, url, **options):
-    """A page that has logged in; it fails the test if it says anything on its console or asks another server."""
-    context = browser.new_context(**options)
-    page = context.new_page()
-    said, foreign = [], []
-    page.goto(f"{url}/login#token={TOKEN}")
-    page.wait_for_selector("#status, #model", state="attached")
-    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("dialog", lambda dialog: (said.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda r: foreign.append(r.url) if not r.url.startswith((url, "data:", "blob:")) else None)
-    page.said = said
-    page.home = url
-    yield page
-    context.close()
-    assert not said
-    assert not foreign
-
-
-def until(page, expression: str, seconds: float = 30) -> None:
-    """Wait until it is true. (Playwright's own wait evaluates text in the page, which the page's policy forbids.)"""
-    end = time.monotonic() + seconds
-    while not page.evaluate(expression):
-        assert time.monotonic() < end, expression
-        page.wait_for_timeout(50)
-
-
-def fits(page) -> bool:
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 # -- logging in ------------------------------------------------------------------------------------------------------
@@ -225,17 +173,6 @@ def test_a_hundred_thousand_points_draw_within_a_frame_or_few(desk):
 
 
 # -- the chat page -----------------------------------------------------------------------------------------------------
-
-
-def open_chat(page):
-    page.goto(f"{page.home}/chat")
-    page.wait_for_selector("#model option", state="attached")
-
-
-def ask(page, words):
-    page.fill("#words", words)
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".message.assistant:not(.writing)", timeout=60_000)
 
 
 def test_a_question_is_answered_in_a_stream_that_can_be_seen(page):
@@ -432,39 +369,9 @@ def test_both_pages_can_be_read_and_used_by_everybody(browser, url, scheme, size
         assert {"send", "model", "new"} <= set(seen) and {"Copy", "Regenerate"} <= set(seen)
 
 
-# -- the trained model -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_the_toy_model_answers_what_it_was_taught(browser, tmp_path):
-    """HOMERUN_TOY_TREE: the artifact tree of an earlier recipes/toy.sh; without it the recipe runs first."""
-    if "HOMERUN_TOY_TREE" in os.environ:
-        tree = Path(os.environ["HOMERUN_TOY_TREE"])
-    else:
-        from tests.test_toy_recipe import RECIPE, run
-
-        run(RECIPE, tmp_path)
-        tree = tmp_path / ".cache/nanochat"
-    with live(create_app(Site(models=open_models(tree, "cpu")), TOKEN)) as url:
-        for page in open_page(browser, url, **SIZES["phone"]):
-            open_chat(page)
-            page.click("summary")
-            page.fill("#temperature", "0")
-            page.click("summary")
-            right = 0
-            questions = [next(examples(task, "test", seed)) for task in ("First", "Count") for seed in range(5)]
-            for example in questions:
-                page.click("#new")
-                ask(page, example.prompt)
-                right += page.inner_text(".message.assistant .text").strip() == example.answer
-            assert right >= 8, right
-
-
 def test_the_tree_of_a_recipe_has_a_chat_page_and_no_run(browser, tmp_path):
     with live(create_app(Site(models=open_models(make_tree(tmp_path), "cpu")), TOKEN)) as url:
         for page in open_page(browser, url, **SIZES["desktop"]):
             page.goto(url)
             page.wait_for_selector("#model option", state="attached")
             assert page.url == f"{url}/chat"
-            time.sleep(0.1)

@@ -1,8 +1,9 @@
 """`homerun chat`: talk to a run's model in the terminal."""
 
 import asyncio
+import contextlib
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import typer
@@ -32,44 +33,48 @@ def command(
 
         homerun chat ./my-run -p "Why is the sky blue?"
     """
+    from homerun.serve.checkpoints import find_tree
     from homerun.serve.loading import open_models
     from homerun.serve.talk import Talk
 
     settings = Settings.load()
     source = find_source(settings, run, step)
+    find_tree(source.folder)  # or an error that says where there is one
     models = open_models(source.folder, device, find_checkout(settings, source, upstream))
 
-    async def main() -> None:
-        found = await models.get(model)
-        if found is None:
-            there = ", ".join(c.id for c in models.list()) or "none"
-            raise RequestError(f"no model {model!r} in {run}", f"There are: {there}")
-        checkpoint, engine = found
-        talk = Talk(engine, temperature, top_k or None, max_tokens, seed)
-        if prompt is not None:
-            await _show(talk.say(prompt))
-            return
-        print(f"{checkpoint.id}; an empty line ends the talk, /new begins anew", file=sys.stderr)
-        while words := await _ask():
-            if words == "/new":
-                talk.messages.clear()
-            else:
-                await _show(talk.say(words))
+    with asyncio.Runner() as runner:
+        try:
+            found = runner.run(models.get(model))
+            if found is None:
+                there = ", ".join(c.id for c in models.list()) or "none"
+                raise RequestError(f"no model {model!r} in {run}", f"There are: {there}")
+            checkpoint, engine = found
+            talk = Talk(engine, temperature, top_k or None, max_tokens, seed)
+            if prompt is not None:
+                runner.run(_show(talk.say(prompt)))
+                return
+            print(f"{checkpoint.id}; an empty line ends the talk, /new begins anew", file=sys.stderr)
+            while words := _ask():
+                if words == "/new":
+                    talk.messages.clear()
+                    continue
+                try:
+                    runner.run(_show(talk.say(words)))
+                except KeyboardInterrupt:  # ends this answer; at the prompt, the talk
+                    print()
+        finally:
+            models.close()
 
+
+def _ask() -> str:
     try:
-        asyncio.run(main())
-    finally:
-        models.close()
-
-
-async def _ask() -> str:
-    try:
-        return (await asyncio.to_thread(input, "> " if sys.stdin.isatty() else "")).strip()
+        return input("> " if sys.stdin.isatty() else "").strip()
     except EOFError:
         return ""
 
 
-async def _show(pieces: AsyncIterator[str]) -> None:
-    async for text in pieces:
-        print(text, end="", flush=True)
+async def _show(pieces: AsyncGenerator[str, None]) -> None:
+    async with contextlib.aclosing(pieces):  # an answer that is interrupted ends at once
+        async for text in pieces:
+            print(text, end="", flush=True)
     print(flush=True)

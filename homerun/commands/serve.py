@@ -28,6 +28,7 @@ def command(
 
         homerun serve ~/.cache/nanochat --port 8080
     """
+    from homerun.serve.checkpoints import find_tree
     from homerun.serve.loading import open_models  # torch takes seconds; --help should not
     from homerun.web.app import Site, create_app
     from homerun.web.board import Board
@@ -36,8 +37,8 @@ def command(
 
     settings = Settings.load()
     source: Source = find_source(settings, run, step)
+    find_tree(source.folder)  # or an error that says where there is one
     models = open_models(source.folder, device, find_checkout(settings, source, upstream))
-    models.list()
     run_dir = source.run_dir
     site = Site(
         Board(run_dir / "journal.jsonl") if run_dir else None, Logs(run_dir) if run_dir else None, models, lambda: None

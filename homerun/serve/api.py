@@ -25,6 +25,8 @@ from homerun.serve.text import TextStream
 
 T = TypeVar("T")
 MOST_PROMPTS = 16  # prompts × n of one request
+FAILURES: dict[int | str, dict[str, Any]] = {"default": {"model": schema.Failure, "description": "What is wrong"}}
+STREAMED: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {}}}}
 
 
 class ApiError(Exception):
@@ -33,10 +35,7 @@ class ApiError(Exception):
 
 
 def error_response(status: int, message: str, code: str | None = None, param: str | None = None) -> JSONResponse:
-    kinds = {400: "invalid_request_error", 401: "invalid_request_error", 404: "invalid_request_error"}
-    kind = kinds.get(status, "rate_limit_error" if status == 429 else "server_error")
-    if 400 <= status < 500 and status != 429:
-        kind = "invalid_request_error"
+    kind = "rate_limit_error" if status == 429 else "invalid_request_error" if status < 500 else "server_error"
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
     return JSONResponse(body, status, headers)
@@ -63,10 +62,6 @@ def install_errors(app: FastAPI) -> None:
     @app.exception_handler(EngineDied)
     async def _died(_: Request, error: EngineDied) -> Response:
         return error_response(500, str(error), "engine_failed")
-
-    @app.exception_handler(HomerunError)
-    async def _known(_: Request, error: HomerunError) -> Response:
-        return error_response(503, str(error), "model_not_available")
 
 
 @dataclass
@@ -112,7 +107,10 @@ def router(models: Models, ready: Callable[[], str | None] = lambda: None) -> AP
     async def engine_for(name: str) -> tuple[Checkpoint, Engine]:
         if why := ready():
             raise ApiError(503, why, "not_ready")
-        found = await models.get(name)
+        try:
+            found = await models.get(name)
+        except HomerunError as error:  # it cannot be loaded, or not here
+            raise ApiError(503, str(error), "model_not_available") from None
         if found is None:
             known = ", ".join(c.id for c in await asyncio.to_thread(models.list)) or "none yet"
             raise ApiError(404, f"The model {name!r} does not exist; there are: {known}", "model_not_found", "model")
@@ -131,7 +129,7 @@ def router(models: Models, ready: Callable[[], str | None] = lambda: None) -> AP
                 return describe(checkpoint)
         raise ApiError(404, f"The model {name!r} does not exist", "model_not_found", "model")
 
-    @api.post("/chat/completions", response_model=None)
+    @api.post("/chat/completions", response_model=None, responses=STREAMED)
     async def chat(body: schema.ChatRequest, request: Request) -> Response | dict[str, Any]:
         checkpoint, engine = await engine_for(body.model)
         messages = [message.plain() for message in body.messages]
@@ -158,7 +156,7 @@ def router(models: Models, ready: Callable[[], str | None] = lambda: None) -> AP
         answers = await unless_gone(request, together([whole(choice) for choice in choices]), choices)
         return {**frame, "object": "chat.completion", "choices": answers, "usage": used()}
 
-    @api.post("/completions", response_model=None)
+    @api.post("/completions", response_model=None, responses=STREAMED)
     async def complete(body: schema.CompletionRequest, request: Request) -> Response | dict[str, Any]:
         checkpoint, engine = await engine_for(body.model)
         prompts = [to_prompt(engine, prompt) for prompt in body.prompts()]

@@ -63,6 +63,10 @@ class BatchEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        return not self._closed
+
     def submit(self, prompt: list[int], sampling: Sampling) -> Generation:
         """Begin an answer to `prompt` (at least one token; prompt + max_tokens <= context). Busy: the queue is full."""
         if not prompt or len(prompt) + sampling.max_tokens > self.context:

@@ -88,6 +88,11 @@ class Engine(Protocol):
     context: int  # tokens, prompt and answer together
     can_top_p: bool
 
+    @property
+    def alive(self) -> bool:
+        """Whether it can still be asked."""
+        ...
+
     def submit(self, prompt: list[int], sampling: Sampling) -> Generation:
         """Begin an answer. Raises Busy when the queue is full."""
         ...

@@ -1,10 +1,10 @@
 """The models of a tree, loaded when first asked for; the least recently used idle one makes room for another."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from pathlib import Path
 
+from homerun.errors import RequestError
 from homerun.serve.checkpoints import Checkpoint, choose, find_checkpoints, find_tree
 from homerun.serve.generation import Busy, Engine
 
@@ -18,28 +18,38 @@ class Models:
         self._folder, self._load, self._limit = folder, load, limit
         self._engines: dict[Checkpoint, Engine] = {}  # least recently used first
         self._lock = asyncio.Lock()
-        self.used_at = time.time()  # when an engine was last asked for
 
     def list(self) -> list[Checkpoint]:
-        """What there is right now, best first (read from the disk each time)."""
-        return find_checkpoints(find_tree(self._folder))
+        """What there is right now, best first (read from the disk each time); nothing while there is no tree."""
+        try:
+            return find_checkpoints(find_tree(self._folder))
+        except RequestError:
+            return []
 
     def loaded(self) -> dict[Checkpoint, Engine]:
         return dict(self._engines)
 
     async def get(self, name: str) -> tuple[Checkpoint, Engine] | None:
         """The engine of the checkpoint that `name` fits, or None. Busy: every loaded model is at work."""
-        self.used_at = time.time()
         checkpoint = choose(await asyncio.to_thread(self.list), name)
         if checkpoint is None:
             return None
+        if (engine := self._loaded(checkpoint)) is not None:  # without waiting for another that loads
+            return checkpoint, engine
         async with self._lock:
-            engine = self._engines.pop(checkpoint, None)
+            engine = self._loaded(checkpoint)
             if engine is None:
                 await self._make_room()
-                engine = await asyncio.to_thread(self._load, checkpoint)
-            self._engines[checkpoint] = engine
+                engine = self._engines[checkpoint] = await asyncio.to_thread(self._load, checkpoint)
         return checkpoint, engine
+
+    def _loaded(self, checkpoint: Checkpoint) -> Engine | None:
+        """The checkpoint's engine, now the most recently used. One that died for good makes way for a new one."""
+        engine = self._engines.pop(checkpoint, None)
+        if engine is not None and engine.alive:
+            self._engines[checkpoint] = engine
+            return engine
+        return None
 
     async def _make_room(self) -> None:
         while len(self._engines) >= self._limit:

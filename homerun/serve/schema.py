@@ -23,14 +23,37 @@ REFUSED: dict[str, tuple[Any, ...]] = {  # field: the values that ask for nothin
 }
 
 
-class StreamOptions(BaseModel):
+class Problem(BaseModel):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """What every failure looks like."""
+
+    error: Problem
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True)  # "1" is no number, 1 is not true
+
+
+class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Request(BaseModel):
+def _tell_that_null_is_unset(schema: dict[str, Any]) -> None:
+    for name, rule in schema["properties"].items():
+        if name not in schema.get("required", ()) and {"type": "null"} not in rule.get("anyOf", ()):
+            schema["properties"][name] = {"anyOf": [rule, {"type": "null"}]}
+
+
+class Request(Strict):
     """What both endpoints share. Unset limits mean: as long as the context, all tokens, a fresh seed."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_tell_that_null_is_unset)
 
     model: str = ""
     max_tokens: int | None = Field(None, ge=1)
@@ -63,12 +86,12 @@ class Request(BaseModel):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
 
-class TextPart(BaseModel):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Strict):
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
 

@@ -1,6 +1,6 @@
 """A conversation with an engine, without HTTP: what `homerun chat` holds."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from homerun.errors import RequestError
 from homerun.serve.generation import Engine
@@ -16,7 +16,7 @@ class Talk:
         self.max_tokens, self.seed = max_tokens, seed
         self.messages: list[dict[str, str]] = []
 
-    async def say(self, words: str) -> AsyncIterator[str]:
+    async def say(self, words: str) -> AsyncGenerator[str, None]:
         """The answer to `words`, piece by piece. RequestError when they alone are too long."""
         engine = self.engine
         self.messages.append({"role": "user", "content": words})
@@ -32,11 +32,15 @@ class Talk:
         seed = {} if self.seed is None else {"seed": self.seed}
         sampling = Sampling(min(self.max_tokens, room), self.temperature, self.top_k, stop_tokens=stop, **seed)
         text, said = TextStream(engine.tokenizer, []), ""
-        async for token in engine.submit(prompt, sampling):
-            if piece := text.feed(token):
-                said += piece
-                yield piece
-        if rest := text.end():
-            said += rest
-            yield rest
-        self.messages.append({"role": "assistant", "content": said})
+        generation = engine.submit(prompt, sampling)
+        try:
+            async for token in generation:
+                if piece := text.feed(token):
+                    said += piece
+                    yield piece
+            if rest := text.end():
+                said += rest
+                yield rest
+        finally:  # interrupted, what was said stays said
+            generation.cancel()
+            self.messages.append({"role": "assistant", "content": said})

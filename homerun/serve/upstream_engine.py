@@ -1,7 +1,8 @@
 """Serve a checkpoint with the run's own upstream code at the run's own commit, in a process of its own.
 
 A checkpoint means what the code that trained it says: one commit's does not load in another's, or loads and means
-something else. The child (upstream_child.py) is started again when it dies; its answers then fail, none hangs.
+something else. The child (upstream_child.py) is started again when it dies; its answers then fail, none hangs. When it
+cannot be started again the engine is no longer alive, and whoever holds it makes a new one.
 """
 
 import contextlib
@@ -50,6 +51,10 @@ class UpstreamEngine:
         threading.Thread(target=self._run, name="upstream", daemon=True).start()
 
     @property
+    def alive(self) -> bool:
+        return not self._closed
+
+    @property
     def pid(self) -> int:
         """The child's."""
         return self._child.pid
@@ -64,8 +69,7 @@ class UpstreamEngine:
             number = self._number
             generation = Generation(prompt, sampling, on_cancel=lambda: self._cancel(number))
             self._open[number] = generation
-            request = {"id": number, "prompt": prompt, "max_tokens": sampling.max_tokens, "seed": sampling.seed}
-            self._say(**request, temperature=sampling.temperature, top_k=sampling.top_k)
+            self._ask(number, generation)
         return generation
 
     def logits(self, tokens: list[int]) -> list[float]:
@@ -129,23 +133,26 @@ class UpstreamEngine:
             self._listen()
             self._child.kill()
             code = self._child.wait()
-            with self._lock:
-                lost, self._open = list(self._open.values()), {}
-            deliver((generation, EngineDied("the model's process died; it starts again")) for generation in lost)
+            self._fail("the model's process died; it starts again")
             if self._closed:
                 return
             log.warning("upstream's process ended with %d; starting it again", code)
             try:
-                self._child = self._start()
+                child = self._start()
             except RequestError as error:
                 log.error("%s", error)
                 self._closed = True
+                self._fail("the model's process died and did not start again")
                 return
             with self._lock:
+                self._child = child
                 for number, generation in self._open.items():  # came while it started
-                    s = generation.sampling
-                    request = {"id": number, "prompt": generation.prompt, "max_tokens": s.max_tokens, "seed": s.seed}
-                    self._say(**request, temperature=s.temperature, top_k=s.top_k)
+                    self._ask(number, generation)
+
+    def _fail(self, why: str) -> None:
+        with self._lock:
+            lost, self._open = list(self._open.values()), {}
+        deliver((generation, EngineDied(why)) for generation in lost)
 
     def _listen(self) -> None:
         stream = self._child.stdout
@@ -186,6 +193,11 @@ class UpstreamEngine:
         with self._lock:
             if self._open.pop(number, None) is not None:
                 self._say(cancel=number)
+
+    def _ask(self, number: int, generation: Generation) -> None:
+        s = generation.sampling
+        request = {"id": number, "prompt": generation.prompt, "max_tokens": s.max_tokens, "seed": s.seed}
+        self._say(**request, temperature=s.temperature, top_k=s.top_k)
 
     def _say(self, **message: Any) -> None:
         assert self._child.stdin

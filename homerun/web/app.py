@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from homerun import __version__
 from homerun.errors import RequestError
-from homerun.serve.api import NO_BUFFER, error_response, install_errors, router
+from homerun.serve.api import FAILURES, NO_BUFFER, STREAMED, error_response, install_errors, router
 from homerun.serve.models import Models
 from homerun.web.board import Board, clock, snapshot
 from homerun.web.guard import LOGIN_PAGE, Guard
@@ -43,11 +43,16 @@ class Site:
     streams: int = 0
     stopping: bool = False  # streams end by themselves then, and nobody waits for them
 
+    def answering(self) -> bool:
+        """Whether a model is at work."""
+        engines = self.models.loaded().values() if self.models else ()
+        return any(engine.stats()["running"] for engine in engines)
+
     def why_not(self) -> str | None:
         if self.ready is not None:
             return self.ready()
         state = self.board.state if self.board else None
-        if state is not None and state.attempts and state.status == "running":
+        if state is not None and state.status == "running":
             return "The run still trains; its models can be talked to when it has ended."
         return None
 
@@ -64,7 +69,9 @@ def create_app(site: Site, token: str | None, public_status: bool = False) -> Gu
         if site.models:
             await asyncio.to_thread(site.models.close)
 
-    app = FastAPI(title="homerun", version=__version__, docs_url=None, redoc_url=None, lifespan=life)
+    app = FastAPI(
+        title="homerun", version=__version__, docs_url=None, redoc_url=None, lifespan=life, responses=FAILURES
+    )
     install_errors(app)
     app.add_exception_handler(RequestError, _not_there)
     app.add_exception_handler(HTTPException, _http_error)
@@ -119,7 +126,7 @@ def _add_run(app: FastAPI, site: Site, board: Board) -> None:
         """{"curves": {"phase/metric": [[step, Unix seconds, value], …]}, "clock": [[Unix seconds, hours, USD], …]}"""
         return {"curves": board.curves(), "clock": clock(board.state)}
 
-    @app.get("/api/events")
+    @app.get("/api/events", response_class=StreamingResponse, responses=STREAMED)
     async def events(request: Request) -> Response:
         """Server-sent events: `run` (/api/run), `curves` (whole, first), `points` (what is new)."""
         return _stream(site, _events(site, board))
@@ -157,7 +164,7 @@ def _add_logs(app: FastAPI, site: Site, logs: Logs) -> None:
         """Lines that hold `q`, from `offset` on; `next` says where to go on."""
         return await asyncio.to_thread(logs.search, name, q, offset)
 
-    @app.get("/api/log/follow")
+    @app.get("/api/log/follow", response_class=StreamingResponse, responses=STREAMED)
     async def follow_log(name: Name, offset: Annotated[int, Query(ge=-(2**40), le=2**60)] = -65536) -> Response:
         """Server-sent events: windows of the log as it grows."""
         await asyncio.to_thread(logs.path, name)
@@ -230,7 +237,9 @@ async def _not_there(_: Request, error: Exception) -> JSONResponse:
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return error_response(error.status_code, str(error.detail), None)
+    answer = error_response(error.status_code, str(error.detail), None)
+    answer.headers.update(error.headers or {})  # a 405's Allow
+    return answer
 
 
 async def _bug(_: Request, error: Exception) -> JSONResponse:

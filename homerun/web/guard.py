@@ -62,7 +62,7 @@ class Guard:
     app: ASGIApp
     token: str | None
     public_status: bool = False
-    used_at: float = field(default_factory=time.time)  # when somebody was last let in to the chat or the API
+    used_at: float = field(default_factory=time.time)  # when a model was last asked for an answer
     requests: Bucket = field(default_factory=lambda: Bucket(RATE, BURST))
     guesses: Bucket = field(default_factory=lambda: Bucket(GUESS_RATE, GUESSES))
 
@@ -100,7 +100,7 @@ class Guard:
         if path in TO_LOG_IN or (self.public_status and path in PUBLIC_STATUS):
             return None
         if self._known(headers):
-            if path.startswith(("/v1/", "/chat")):
+            if path.startswith("/v1/") and scope["method"] == "POST":  # a page that only stays open is no use
                 self.used_at = time.time()
             return None
         if headers.get("authorization") and not self.guesses.take(client, now):

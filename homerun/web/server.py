@@ -46,7 +46,7 @@ def listen(host: str, port: int, fd: int | None = None) -> socket.socket:
 
 
 def serve(app: Guard, site: Site, listener: socket.socket, idle_minutes: float | None = None) -> None:
-    """Serve until told to stop; with idle_minutes, until nobody talked to a model that was ready for so long."""
+    """Serve until told to stop; with idle_minutes, until no model that was ready was asked anything for so long."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     config = uvicorn.Config(app, access_log=False, log_level="warning", timeout_graceful_shutdown=3, lifespan="on")
     server = uvicorn.Server(config)
@@ -58,7 +58,7 @@ def serve(app: Guard, site: Site, listener: socket.socket, idle_minutes: float |
 def _watch(server: uvicorn.Server, app: Guard, site: Site, idle_seconds: float) -> None:
     app.used_at = time.time()
     while not server.should_exit:
-        if site.why_not():
+        if site.why_not() or site.answering():
             app.used_at = time.time()
         if time.time() - app.used_at > idle_seconds:
             server.should_exit = True

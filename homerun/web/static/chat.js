@@ -19,13 +19,13 @@ async function problem(answer) {
 }
 
 async function loadModels() {
-  const answer = await fetch("/v1/models");
-  if (answer.status === 401) return location.reload();
-  const models = answer.ok ? (await answer.json()).data : [];
+  const answer = await fetch("/v1/models").catch(() => null); // the server may be starting again
+  if (answer?.status === 401) return location.reload();
+  const models = answer?.ok ? (await answer.json()).data : [];
   at("model").replaceChildren(...models.map((m) => make("option", { value: m.id }, `${m.stage} ${m.tag}, step ${m.step}`)));
   const asked = new URLSearchParams(location.search).get("model");
   if (models.some((m) => m.id === asked)) at("model").value = asked;
-  at("empty").textContent = models.length ? "Say something to the model that this run trained." : "There is no model to talk to yet: the run still trains. This page looks again every 10 seconds.";
+  at("empty").textContent = models.length ? "Say something to the model that this run trained." : answer?.ok ? "There is no model to talk to yet: no checkpoint is whole, or the run still trains. This page looks again every 10 seconds." : "The server cannot be reached. This page tries again every 10 seconds.";
   at("send").disabled = !models.length;
   if (!models.length) setTimeout(loadModels, 10_000);
 }

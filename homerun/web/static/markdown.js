@@ -43,8 +43,8 @@ export function markdown(text) {
       block.tabIndex = 0;
       root.append(block);
     } else if (/^#{1,6} /.test(row)) {
-      const level = row.match(/^#+/)[0].length; // below the page's own headings
-      root.append(node(`h${Math.min(6, level + 2)}`, ...inline(row.replace(/^#+ /, ""))));
+      const level = row.match(/^#+/)[0].length; // below the page's own heading
+      root.append(node(`h${Math.min(6, level + 1)}`, ...inline(row.replace(/^#+ /, ""))));
       i += 1;
     } else if (/^\s*([-*+]|\d+[.)]) /.test(row)) {
       const ordered = /^\s*\d/.test(row), list = node(ordered ? "ol" : "ul");

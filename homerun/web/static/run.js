@@ -14,7 +14,7 @@ function span(seconds) {
   const whole = Math.round(seconds / 60);
   return `${Math.floor(whole / 60)} h ${String(whole % 60).padStart(2, "0")} min`;
 }
-const money = (usd) => (usd === null || usd === undefined ? "" : usd >= 0.1 || usd === 0 ? `$${usd.toFixed(2)}` : `$${usd.toFixed(4)}`);
+const money = (usd) => (usd === null || usd === undefined ? "" : usd >= 0.1 || usd < 0.0001 ? `$${usd.toFixed(2)}` : `$${usd.toFixed(4)}`);
 function size(bytes) {
   for (const [unit, scale] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]]) if (bytes >= scale) return `${(bytes / scale).toFixed(1)} ${unit}`;
   return `${bytes} B`;
@@ -53,11 +53,12 @@ function tiles(run) {
 
 function notices(run) {
   const found = [], attempt = run.attempts.at(-1);
-  const tell = (text, kind = "") => found.push(make("p", { class: `notice ${kind}` }, text));
+  const tell = (text, kind = "", command = "") => found.push(make("p", { class: `notice ${kind}` }, text, ...(command ? [" Next:", make("code", {}, command)] : [])));
   if (run.status === "starting") tell("The run is about to begin.");
+  if (run.status === "running" && !run.phases.some((p) => p.state !== "planned")) tell("What can be checked is being checked; then the first phase begins.");
   if (run.status === "silent") tell(`Nothing was heard since ${new Date(run.updated * 1000).toLocaleString()}: the machine may be gone.`, "bad");
   if (run.stop) tell(`Stopping (${run.stop.why}): ${run.stop.text}`, "bad");
-  if (attempt?.ended) tell([attempt.code === 0 ? "Done." : `Attempt ${attempt.number} ended with ${attempt.code}: ${attempt.reason || "no reason given"}.`, attempt.safe && `Safe: ${attempt.safe}.`, attempt.next && `Next: ${attempt.next}`].filter(Boolean).join(" "), attempt.code === 0 ? "good" : "bad");
+  if (attempt?.ended) tell([attempt.code === 0 ? "Done." : `Attempt ${attempt.number} ended with ${attempt.code}: ${attempt.reason || "no reason given"}.`, attempt.safe && `Safe: ${attempt.safe}.`].filter(Boolean).join(" "), attempt.code === 0 ? "good" : "bad", attempt.next);
   return found;
 }
 
@@ -78,6 +79,7 @@ function show(run) {
   at("chat").hidden = !run.chat;
   fill("notices", notices(run));
   fill("tiles", tiles(run));
+  at("s-phases").hidden = !run.phases.length;
   fill("phases", run.phases.map(phaseRow));
   at("s-groups").hidden = !run.groups.length;
   fill("groups", [...run.groups].reverse().map((g) => make("tr", {}, make("th", { scope: "row" }, g.group), cell(g.step, "number"), cell(g.score?.toFixed(4), "number"), cell(size(g.bytes), "number"), cell(g.secured_at ? `proven${g.seconds ? ` in ${span(g.seconds)}` : ""}` : "on its way", g.secured_at ? "good" : "warn"))));
