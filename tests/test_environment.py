@@ -93,6 +93,15 @@ def test_the_wandb_run_is_the_settings(tmp_path, environ):
     assert built["WANDB_RUN"] == "run-1"
 
 
+def test_a_script_that_names_a_wandb_run_itself_does_not_end_asking_for_a_key(tmp_path, environ):
+    without = {name: value for name, value in environ.items() if not name.startswith("WANDB_")}
+    modes = [
+        build_environment(Settings.load(given), tmp_path, given).get("WANDB_MODE")
+        for given in (without, without | {"WANDB_API_KEY": "k" * 40}, without | {"WANDB_MODE": "disabled"})
+    ]
+    assert modes == ["offline", None, "disabled"]
+
+
 def test_home_has_the_users_rust_by_a_link_and_nothing_else(tmp_path, environ):
     (tmp_path / "user" / ".cargo").mkdir()
     (tmp_path / "user" / ".cache" / "nanochat" / "base_checkpoints").mkdir(parents=True)

@@ -248,7 +248,8 @@ def test_the_disk_that_a_plan_needs_grows_with_shards_depth_and_retention():
     [
         ({}, None, "pass"),
         ({"WANDB_RUN": "dummy"}, None, "pass"),
-        ({"WANDB_RUN": "d24"}, None, "fail"),
+        ({"WANDB_RUN": "d24"}, None, "warn"),
+        ({"WANDB_MODE": "online"}, None, "fail"),
         ({"WANDB_RUN": "d24", "WANDB_MODE": "offline"}, None, "pass"),
         ({"WANDB_API_KEY": "k" * 40}, (200, {"data": {"viewer": {"username": "someone"}}}), "pass"),
         ({"WANDB_API_KEY": "k" * 40}, (200, {"data": {"viewer": None}}), "fail"),

@@ -57,6 +57,9 @@ def build_environment(settings: Settings, home: Path, environ: Mapping[str, str]
     for name, secret in (("WANDB_API_KEY", settings.wandb_api_key), ("HF_TOKEN", settings.hf_token)):
         if secret:  # it may have come from a file
             built[name] = secret.get_secret_value()
+    if settings.wandb_api_key is None:
+        # Some scripts name a W&B run by themselves (miniseries.sh), and would end asking for a key.
+        built.setdefault("WANDB_MODE", "offline")
     if settings.wandb_run:
         built["WANDB_RUN"] = settings.wandb_run
     built |= {"HOME": str(home), "PATH": _path(settings, environ), "PYTHONUNBUFFERED": "1"}
