@@ -12,7 +12,8 @@
    hold   answer on the port until TERM (time that is prepaid; a platform that restarts whatever exits would loop)
    stop   end the RunPod pod that this is: delete it after success, else stop it, so that it stops costing
    Under hold and stop nobody else restarts the job, so box.py does, RESTARTS times at most, when it was killed (out of
-   memory), crashed (1) or had a phase fail (4); the job goes on from the bucket.
+   memory), crashed (1) or had a phase fail (4); the job goes on from the bucket. And a wrapper that could not be had
+   (rented boxes share an address, and its rate limit) is asked for again, for a quarter of an hour.
 """
 
 import contextlib
@@ -26,19 +27,28 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import fetch
 
 RESTARTS = 2
 RESTART_AFTER_S = 10.0
+FETCH_AFTER_S = (30.0, 60.0, 120.0, 240.0, 480.0)
 RUNPOD_API = "https://rest.runpod.io/v1"
 BACKLOG = 128
 
 
 def say(text: str) -> None:
     print(f"homerun: {text}", file=sys.stderr, flush=True)
+
+
+def secret(name: str) -> str | None:
+    """The variable NAME, or the content of the file that NAME_FILE names."""
+    if file := os.environ.get(f"{name}_FILE"):
+        with contextlib.suppress(OSError):
+            return Path(file).read_text(encoding="utf-8").strip()
+    return os.environ.get(name)
 
 
 def listen(port: int) -> socket.socket | None:
@@ -141,7 +151,7 @@ def hold(listener: socket.socket | None, code: int) -> None:
 
 def stop_pod(code: int) -> None:
     """Delete this RunPod pod after success; stop it otherwise, which keeps its volume and ends the GPU's bill."""
-    pod, key = os.environ.get("RUNPOD_POD_ID"), os.environ.get("RUNPOD_API_KEY")
+    pod, key = os.environ.get("RUNPOD_POD_ID"), secret("RUNPOD_API_KEY")
     if not (pod and key):
         say("HOMERUN_AFTER=stop without RUNPOD_POD_ID and RUNPOD_API_KEY: END THIS BOX YOURSELF, it still costs money")
         return
@@ -173,7 +183,8 @@ def main(arguments: list[str]) -> int:
     job = Job([sys.executable], dict(os.environ), listener)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, job.on_signal)
-    code = prepare(job, arguments) or (job.run() if after == "exit" else job.run_until_final())
+    patience = () if after == "exit" else FETCH_AFTER_S
+    code = prepare(job, arguments, patience) or (job.run() if after == "exit" else job.run_until_final())
     if code in (130, 143):  # someone ended the box: nothing is left to decide
         return code
     if after == "hold":
@@ -183,15 +194,23 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def prepare(job: Job, arguments: list[str]) -> int:
-    """Fetch the wrapper and make it the job's command; the exit code of a fetch that failed, else 0."""
+def prepare(job: Job, arguments: list[str], patience: Sequence[float]) -> int:
+    """Fetch the wrapper and make it the job's command; the exit code of a fetch that failed, else 0.
+
+    patience: seconds after which a wrapper that could not be had is asked for again; one that was refused never is.
+    """
     folder = Path(os.environ.get("HOMERUN_DIR", "~/.homerun")).expanduser() / "wrapper"
-    try:
-        with answering(job.listener, {"status": "fetching"}):
-            wrapper, facts = fetch.obtain(os.environ, folder)
-    except fetch.FetchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.code
+    with answering(job.listener, {"status": "fetching"}):
+        for wait in (*patience, None):
+            try:
+                wrapper, facts = fetch.obtain(os.environ, folder)
+                break
+            except fetch.FetchError as error:
+                if wait is None or type(error) is not fetch.FetchError:
+                    print(f"error: {error}", file=sys.stderr)
+                    return error.code
+                say(f"{error}; trying again in {wait:.0f} s")
+                time.sleep(wait)
     say(f"wrapper {facts['url']} sha256 {facts['sha256']}")
     job.environ["HOMERUN_WRAPPER_RECORD"] = str(folder / "wrapper.json")
     if job.listener is not None:

@@ -1,16 +1,21 @@
 """The image's entrypoint without an image: fetch.py against a fake gist service, box.py as a real process."""
 
+import functools
 import hashlib
+import http.server
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -216,6 +221,28 @@ def test_a_signed_wrapper_keeps_newest_and_a_wrong_or_missing_signature_never_ru
         fetch.fetch({**environ, "SCRIPT_PUBKEY": "hello"})
 
 
+@pytest.mark.skipif(shutil.which("minisign") is None, reason="no minisign: apt-get install minisign")
+def test_minisign_signs_as_well(gist: FakeGist, tmp_path: Path) -> None:
+    for name in ("key", "other"):
+        pair = ["-p", f"{tmp_path}/{name}.pub", "-s", f"{tmp_path}/{name}"]
+        subprocess.run(["minisign", "-G", "-W", *pair], check=True, capture_output=True)
+    key, other = ((tmp_path / f"{name}.pub").read_text().splitlines()[1] for name in ("key", "other"))
+    script = tmp_path / "train_and_upload.py"
+    script.write_bytes(NEW)
+    subprocess.run(["minisign", "-S", "-s", tmp_path / "key", "-m", script], check=True, capture_output=True)
+    signature = (tmp_path / "train_and_upload.py.minisig").read_bytes()
+    name = gist.write({"train_and_upload.py": NEW, "train_and_upload.py.minisig": signature})
+    environ = {"SCRIPT_URL": gist.raw(name), "SCRIPT_PUBKEY": key, **gist.environ}
+    data, record = fetch.fetch(environ)
+    assert data == NEW and record["signed"] is True
+    with pytest.raises(fetch.RefusedError, match="does not match SCRIPT_PUBKEY"):
+        fetch.fetch({**environ, "SCRIPT_PUBKEY": other})
+    gist.write({"train_and_upload.py": NEW + b"import evil\n"}, name)
+    with pytest.raises(fetch.RefusedError, match="does not match SCRIPT_PUBKEY"):
+        fetch.obtain({**environ, "HOMERUN_ALLOW_BAKED": "true"}, tmp_path / "wrapper")
+    assert not (tmp_path / "wrapper").exists()
+
+
 # box.py: a real process, its port, its signals
 
 
@@ -230,6 +257,7 @@ class Box:
         (root / "entrypoint").mkdir(parents=True)
         for name in ("box.py", "fetch.py"):
             source = (ENTRYPOINT / name).read_text().replace("RESTART_AFTER_S = 10.0", "RESTART_AFTER_S = 0.1")
+            source = source.replace("(30.0, 60.0, 120.0, 240.0, 480.0)", "(0.1, 0.1)")
             (root / "entrypoint" / name).write_text(source)
         (root / "train_and_upload.py").write_text(wrapper)
         self.environ = {
@@ -391,10 +419,15 @@ def test_a_held_box_starts_a_crashed_job_again_but_never_one_that_has_decided(
 
 
 @pytest.mark.parametrize(("code", "gone"), [(0, True), (6, False)])
-def test_a_runpod_pod_ends_itself_deleted_after_success_and_stopped_otherwise(box: Any, code: int, gone: bool) -> None:
+def test_a_runpod_pod_ends_itself_deleted_after_success_and_stopped_otherwise(
+    box: Any, tmp_path: Path, code: int, gone: bool
+) -> None:
     with FakeRunPod() as cloud:
         pod = cloud.add_pod()
         environ = {"RUNPOD_POD_ID": pod, "RUNPOD_API_KEY": cloud.key, "RUNPOD_API_URL": cloud.url + "/v1"}
+        if code:  # any secret may come from a file
+            (tmp_path / "key").write_text(environ.pop("RUNPOD_API_KEY") + "\n")
+            environ["RUNPOD_API_KEY_FILE"] = str(tmp_path / "key")
         assert box(COUNTED, CODES=str(code), HOMERUN_AFTER="stop", **environ).end()[0] == code
         assert (pod not in cloud.pods) == gone
         assert gone or cloud.pods[pod]["desiredStatus"] == "EXITED"
@@ -422,6 +455,27 @@ def test_a_failed_fetch_is_exit_3_and_one_line(box: Any) -> None:
     with FakeGist() as gist:
         code, output = box("print('baked')", SCRIPT_URL=gist.raw("0" * 32), **gist.environ).end()
     assert code == 3 and "baked" not in output and output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("reply", "says", "asked"),
+    [
+        (Reply(429, b"slow down"), "the job ended with 0; holding", 3),
+        (Reply(200, b"<html>sign in"), "the job ended with 3; holding", 1),
+    ],
+)
+def test_a_box_that_would_only_hold_asks_again_for_what_it_could_not_have_never_for_what_it_refused(
+    box: Any, reply: Reply, says: str, asked: int
+) -> None:
+    with FakeGist() as gist:
+        name = gist.write({"train_and_upload.py": b"print('here at last')"})
+        url = gist.raw(name, revision=gist.revision(name))
+        gist.fail("GET", "/raw/", reply, times=2)
+        running = box("", SCRIPT_URL=url, HOMERUN_AFTER="hold", **gist.environ)
+        running.until(says)
+        assert gist.count("GET", "/raw/") == asked
+        running.signal(signal.SIGTERM)
+        running.end()
 
 
 @pytest.mark.slow
@@ -466,6 +520,74 @@ sys.exit(143)
     running.signal(signal.SIGTERM)
     status, output = running.end()
     assert status == 143 and "caught 1" in output
+
+
+# prewarm.sh
+
+KERNELS = """
+import os, pathlib
+def get_kernel(name):
+    place = pathlib.Path(os.environ["HOME"], ".cache/huggingface/hub/models--" + name.replace("/", "--"))
+    if name == "someone/attention":
+        place.mkdir(parents=True)
+        (place / "kernel.so").touch()
+    raise OSError("no GPU here")
+"""
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Iterator[Path]:
+    """A git repository whose one dependency, `kernels`, is served over HTTP while the fixture's server lives."""
+    wheels, source = tmp_path / "wheels", tmp_path / "source"
+    wheels.mkdir()
+    source.mkdir()
+    with zipfile.ZipFile(wheels / "kernels-1-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("kernels.py", KERNELS)
+        wheel.writestr("kernels-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: kernels\nVersion: 1\n")
+        wheel.writestr("kernels-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("kernels-1.dist-info/RECORD", "")
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(wheels))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    index = f"http://127.0.0.1:{server.server_port}/"
+    (source / "pyproject.toml").write_text(
+        f'[project]\nname = "u"\nversion = "1"\nrequires-python = ">=3.10"\ndependencies = ["kernels"]\n'
+        f'[tool.uv]\nno-index = true\nfind-links = ["{index}"]\n'
+    )
+    git = ["git", "-C", str(source), "-c", "user.name=x", "-c", "user.email=x@x"]
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*git, *command], check=True)
+    yield source
+    server.shutdown()
+    server.server_close()
+
+
+def _prewarm(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = {"PATH": path, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "UV_PYTHON": sys.executable}
+    command = [str(ENTRYPOINT / "prewarm.sh"), *map(str, arguments)]
+    return subprocess.run(command, env=environ, capture_output=True, text=True)
+
+
+def test_a_prewarmed_cache_is_all_that_upstreams_environment_needs(upstream: Path, tmp_path: Path) -> None:
+    def sync_offline(home: str) -> int:
+        environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / home), "UV_PYTHON": sys.executable}
+        command = [Path(sys.executable).parent / "uv", "sync", "-q", "--offline", "--project", upstream]
+        return subprocess.run(command, env=environ, capture_output=True).returncode
+
+    done = _prewarm(tmp_path, upstream, "main", "someone/attention")
+    assert done.returncode == 0, done.stderr
+    assert sync_offline("elsewhere") != 0
+    assert sync_offline("home") == 0
+    assert list((tmp_path / "home").rglob("kernel.so"))
+    assert not list(tmp_path.glob("tmp.*"))  # upstream's own folder stays out of the image
+
+
+def test_what_cannot_be_prewarmed_fails_the_build_in_one_line(upstream: Path, tmp_path: Path) -> None:
+    done = _prewarm(tmp_path, upstream, "main", "someone/gone")
+    assert done.returncode == 2 and "error: the kernel 'someone/gone' did not come" in done.stderr
+    done = _prewarm(tmp_path, upstream, "0123456")
+    assert done.returncode == 2 and "error: PREWARM_REF is '0123456'" in done.stderr
 
 
 # docker-entrypoint.sh

@@ -11,6 +11,10 @@ from homerun.clouds.order import Order, booked_hours, check, fill
 from homerun.errors import RequestError
 from homerun.settings import Settings
 
+# Where time is billed until the box is ended: a chat page that nobody talks to ends; and a bucket that is away is waited
+# for, because a stopped pod's disk is wiped.
+BILLED_DEFAULTS = {"HOMERUN_IDLE_MINUTES": "30", "HOMERUN_UPLOAD_MINUTES": "60"}
+
 
 @dataclass(frozen=True)
 class Wish:
@@ -60,7 +64,8 @@ def prepare(
         fill(
             template,
             {
-                **values(settings, environ),
+                **({} if cloud.prepaid else BILLED_DEFAULTS),
+                **{name: value for name, value in values(settings, environ).items() if value},
                 **({"HOMERUN_SERVE_TOKEN": token} if token else {}),
                 **({"HOMERUN_BUDGET_USD": str(budget)} if budget else {}),
                 **({} if cloud.prepaid else {"HOMERUN_AFTER": "stop"}),
