@@ -14,10 +14,11 @@ from homerun.clouds.caas import CaaS
 from homerun.clouds.cloud import CloudError, UnknownOutcome
 from homerun.clouds.launch import Launch, Wish, check_price, prepare, start
 from homerun.clouds.order import booked_hours, check, fill, names, read_template
+from homerun.commands.deploy import progress
 from homerun.errors import Exit, RequestError
 from homerun.settings import Settings
 from tests.fakes.caas import FakeCaaS
-from tests.fakes.http import Reply
+from tests.fakes.http import FakeService, Reply, Request
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = read_template(ROOT / "caas_deployment.json")
@@ -172,6 +173,13 @@ def test_hardware_is_found_in_either_envelope(cloud: FakeCaaS, enveloped: bool) 
     assert [(o.hardware, o.gpus, o.location, o.available) for o in offers] == [("203", 8, "1", 3)]
 
 
+def test_the_run_itself_is_told_in_one_line() -> None:
+    phases = [{"phase": "dataset-2", "background": True}, {"phase": "base_train", "step": 1200, "steps": 21400}]
+    metadata = {"phases": phases, "cost": {"usd": 12.31}, "loss_if_it_died": {"secured_step": 1000}}
+    assert progress(metadata) == "run: base_train step 1200 of 21400, $12.31; step 1000 is in the bucket"
+    assert progress({"phases": [{"phase": "uv-sync", "step": None}]}) == "run: uv-sync"
+
+
 # deploying, once
 
 
@@ -289,6 +297,39 @@ def test_the_bucket_is_the_judge_while_the_api_is_down(cloud: FakeCaaS) -> None:
 
     assert follow.follow(client(cloud), id, judge, lambda _: None, show, poll_s=0.02) == (Exit.GOOD, "home")
     assert shown == ["step 1", "step 2"]
+
+
+class Box(FakeService):
+    """What a box says on its port."""
+
+    def __init__(self, said: Any) -> None:
+        super().__init__()
+        self.said = said
+
+    def answer(self, request: Request) -> Reply:
+        return Reply(200, self.said)
+
+
+@pytest.mark.parametrize("code", [2, 3, 7, 9])
+def test_a_box_that_ended_before_it_could_write_to_the_bucket_is_not_followed_for_hours(
+    cloud: FakeCaaS, code: int
+) -> None:
+    id = start(client(cloud), launch(cloud))
+    with Box({"status": "held", "code": code}) as box:
+        cloud.public_url = box.url
+        verdict = follow.follow(client(cloud), id, lambda: None, lambda _: None, lambda _: None, poll_s=0.02)
+    assert verdict[0] == Exit(code) and f"its job ended with {code}" in verdict[1]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [{"status": "held", "code": 0}, {"status": "fetching"}, {"status": "restarting", "code": 4}, [], "held", b"<html>",
+     {"status": "held", "code": "x"}, {"status": "held"}],
+)  # fmt: skip
+def test_no_other_word_of_the_box_ends_the_following_and_none_is_success(said: Any) -> None:
+    with Box(said) as box:
+        assert follow.held(box.url) is None
+    assert follow.held(box.url) is None and follow.held(None) is None and follow.held("nonsense") is None
 
 
 def test_extend_and_destroy_reach_the_deployment(cloud: FakeCaaS) -> None:

@@ -256,9 +256,11 @@ def test_the_documented_curl_sends_what_deploy_would(caas: FakeCaaS) -> None:
     done = homerun("render", "caas", **given)
     assert CANARY not in done.stdout and "[R2_SECRET_ACCESS_KEY]" in done.stdout
     guide = (ROOT / "docs" / "caas.md").read_text()
-    command = next(line for line in guide.splitlines() if "render caas --with-secrets | curl" in line)
+    lines = [line for line in guide.splitlines() if line.startswith("key() ") or "--with-secrets | curl" in line]
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    subprocess.run(["bash", "-euo", "pipefail", "-c", command], env={**given, "PATH": path}, check=True, cwd=ROOT)
+    subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", "\n".join(lines)], env={**given, "PATH": path}, check=True, cwd=ROOT
+    )
     body = caas.bodies[0]
     assert body["container_config"]["secret_env_variables"]["R2_SECRET_ACCESS_KEY"] == CANARY
     assert body["resource_private_name"] == "speedrun-curl"

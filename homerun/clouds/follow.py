@@ -1,9 +1,15 @@
-"""Follow a deployment to its end: the platform's status, its log stream, and, as the only judge, the bucket."""
+"""Follow a deployment to its end: the platform's status, its log stream, and, as the only judge, the bucket.
+
+A box whose job ended before it could write into the bucket (a wrong key, a wrapper that was refused) holds still and
+says so on its port: that is taken as the end, too, but never as success.
+"""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
+
+import httpx
 
 from homerun.clouds.cloud import Cloud, CloudError, Deployment
 from homerun.errors import Exit, RequestError
@@ -49,10 +55,21 @@ def follow(
             for text in changes(shown, now):
                 say(text)
             shown = now
+            if code := held(now.url):
+                return code, f"the box holds still: its job ended with {int(code)}; its log says why"
             over_since = (over_since or time.monotonic()) if now.over else None
         if over_since is not None and time.monotonic() - over_since > LAST_WORD_S:
             return Exit.UNPROVEN, f"the box is {shown.status}, and the bucket has no _SUCCESS of this run"
         time.sleep(poll_s)
+
+
+def held(url: str | None) -> Exit | None:
+    """What the job ended with if that was no success, by the box's own word; None while it works or does not answer."""
+    try:
+        answer = httpx.get(f"{url}/healthz", timeout=5.0).json() if url else {}
+        return Exit(answer["code"]) if answer.get("status") == "held" and answer["code"] else None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, AttributeError, TypeError):
+        return None
 
 
 def changes(before: Deployment, now: Deployment) -> list[str]:

@@ -11,8 +11,8 @@ from homerun.clouds.order import Order, booked_hours, check, fill
 from homerun.errors import RequestError
 from homerun.settings import Settings
 
-# Where time is billed until the box is ended: a chat page that nobody talks to ends; and a bucket that is away is waited
-# for, because a stopped pod's disk is wiped.
+# Where time is billed until the box is ended: a chat page that nobody talks to ends, and a bucket that is away is
+# waited for, because a stopped pod's disk is wiped.
 BILLED_DEFAULTS = {"HOMERUN_IDLE_MINUTES": "30", "HOMERUN_UPLOAD_MINUTES": "60"}
 
 

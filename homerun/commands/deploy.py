@@ -7,6 +7,7 @@ import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import typer
 
@@ -21,6 +22,7 @@ from homerun.job.run import new_id
 from homerun.redact import Redactor
 from homerun.settings import Settings
 
+TELL_S = 600.0  # between two lines about one phase
 QUIET_S = 180.0  # a run that failed and whose lease has not changed for so long is not started again by its box
 
 
@@ -101,12 +103,31 @@ def _introduce(launch: Launch, deployment: str, on: str) -> None:
     _say(f"in another terminal: homerun watch {launch.order.name} · homerun deployments --on {on} --logs {deployment}")
 
 
+def current(metadata: dict[str, Any]) -> dict[str, Any]:
+    """The phase that runs, else the last one; {} before the first. metadata: the run's metadata.json."""
+    phases = [phase for phase in metadata.get("phases") or [] if not phase.get("background")]
+    return phases[-1] if phases else {}
+
+
+def progress(metadata: dict[str, Any]) -> str:
+    """`run: base_train step 1200 of 21400, $12.31; step 1000 is in the bucket`."""
+    phase, usd = current(metadata), (metadata.get("cost") or {}).get("usd")
+    step = f" step {phase['step']} of {phase.get('steps') or '?'}" if phase.get("step") is not None else ""
+    secured = (metadata.get("loss_if_it_died") or {}).get("secured_step")
+    return (
+        f"run: {phase.get('phase')}{step}"
+        + (f", ${usd:,.2f}" if usd is not None else "")
+        + (f"; step {secured} is in the bucket" if secured is not None else "")
+    )
+
+
 class Judge:
     """How the run ended according to the bucket, or None while it may go on. Compares no clocks but its own."""
 
     def __init__(self, store: Store, run: str):
         self.store, self.run = store, run
         self._lease: object = None
+        self._phase, self._told = "", 0.0
         self._since = time.monotonic()
 
     def __call__(self) -> Verdict | None:
@@ -119,10 +140,19 @@ class Judge:
             return None
         if info.lease != self._lease:
             self._lease, self._since = info.lease, time.monotonic()
+        self._tell(info.metadata)
         code = info.metadata.get("code")
         if code and time.monotonic() - self._since > QUIET_S:
             return Exit(code), f"{self.run} ended with {code}: {info.metadata.get('reason') or 'see its report'}"
         return None
+
+    def _tell(self, metadata: dict[str, Any]) -> None:
+        """How far the run is, by its own word: at each new phase, and every `TELL_S` beside that."""
+        phase = current(metadata)
+        name = phase.get("phase")
+        if name and (name != self._phase or time.monotonic() - self._told > TELL_S):
+            self._phase, self._told = name, time.monotonic()
+            _say(progress(metadata))
 
     def _good(self) -> Verdict:
         wrong = unproven(self.store, self.run)

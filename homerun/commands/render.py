@@ -41,7 +41,7 @@ def command(
 
         homerun render sky --gpu H100 > nanochat.yaml
 
-        homerun render caas --with-secrets | curl -fsS -H "x-api-key: $IOCLOUD_API_KEY" --json @- $CAAS_API_URL/deploy
+        homerun render caas --with-secrets | curl -fsS -H @key-header --json @- $CAAS_API_URL/deploy
     """
     if with_secrets and sys.stdout.isatty():
         raise RequestError("--with-secrets would show the secrets on this terminal", "Pipe it, or leave it out")

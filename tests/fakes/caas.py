@@ -66,6 +66,7 @@ class FakeCaaS(FakeService):
         self.hide_reads = 1
         self.enveloped = True  # /hardware: {"data": {"hardware": [...]}} or {"data": [...]}
         self.lines: list[str] = []
+        self.public_url = "http://127.0.0.1:9"  # where nothing answers
         self.breaks: list[int] = []  # the next log streams end, without `complete`, after so many lines
         self.launch: Callable[[dict[str, Any]], None] = lambda body: None
         self.hardware = [
@@ -191,7 +192,7 @@ class FakeCaaS(FakeService):
             "hardware": "H100",
             "gpus_per_container": 8,
             "container_events": [{"time": "2026-11-21T02:32:00", "message": "image pulled"}],
-            "public_url": "https://box.example",
+            "public_url": self.public_url,
         }
 
     def _log(self) -> Reply:
