@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from homerun.trainer.chats import TASKS
+from homerun.serve.loading import open_models
+from homerun.trainer.chats import TASKS, examples
 from homerun.trainer.checkpoint import load_model
 from homerun.trainer.generate import generate
+from homerun.web.app import Site, create_app
+from tests import browsing
+from tests.serve_live import live
 
 RECIPE = Path(__file__).parent.parent / "recipes" / "toy.sh"
 
@@ -60,6 +64,28 @@ def test_it_leaves_nanochats_artifact_tree_and_a_model_that_says_who_it_is(toy):
     prompt = tokenizer.render_for_completion({"messages": [{"role": "user", "content": "Who are you?"}]})
     answer = generate(model, [prompt], 40, stop=[tokenizer.special("<|assistant_end|>")])[0]
     assert tokenizer.decode(answer) == "I am a toy model, trained by homerun in two minutes."
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(browsing.missing(), reason="no Chromium")
+def test_its_chat_page_answers_what_it_was_taught(toy):
+    """In a real browser, as on a phone: First and Count, on prompts that it was not trained on."""
+    app = create_app(Site(models=open_models(toy[0], "cpu")), browsing.TOKEN)
+    app.requests.rate = app.requests.burst = 1e9
+    with live(app) as url, browsing.chromium() as browser:
+        for page in browsing.open_page(browser, url, **browsing.SIZES["phone"]):
+            browsing.open_chat(page)
+            page.click("summary")
+            page.fill("#temperature", "0")
+            page.click("summary")
+            right = 0
+            for example in (next(examples(task, "test", seed)) for task in ("First", "Count") for seed in range(5)):
+                page.click("#new")
+                browsing.ask(page, example.prompt)
+                right += page.inner_text(".message.assistant .text").strip() == example.answer
+            assert right >= 8, right
 
 
 @pytest.mark.slow

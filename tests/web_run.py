@@ -11,12 +11,12 @@ RUN = "nanochat-d20-20261121T023100Z-1f3a"
 GPU = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 85_000_000_000}
 
 
-def make_run(folder: Path, steps: int = 300, ended: bool = True, model: bool = True) -> Path:
-    """A run that trained for `steps` steps; `ended` well, or still training. Returns its folder."""
+def make_run(folder: Path, steps: int = 300, ended: bool = True, model: bool = True, **config: int) -> Path:
+    """A run that trained for `steps` steps; `ended` well, or still training. config: its models' shape."""
     (folder / "logs/a01/raw").mkdir(parents=True)
     (folder / "logs/a01/raw/0001-base_train.log").write_text("sk-canary-secret\n")
     if model:
-        make_tree(folder / "home/.cache/nanochat", ("base", "sft"))
+        make_tree(folder / "home/.cache/nanochat", ("base", "sft"), **config)
     journal = Journal(folder / "journal.jsonl", 1)
     emit = journal.emit
     emit(
@@ -80,5 +80,27 @@ def make_run(folder: Path, steps: int = 300, ended: bool = True, model: bool = T
         emit("phase.end", phase="base_train", status=0, seconds=144.0, verdict="ok")
         emit("attempt.end", code=0, reason="good", safe="4 groups, proven in s3://models", next="homerun serve latest")
         emit("run.end", code=0, verdict="good")
+    journal.close()
+    return folder
+
+
+def fail_run(folder: Path) -> None:
+    """The run that trains in `folder` comes to an end that nobody wanted."""
+    journal = Journal(folder / "journal.jsonl", 1)
+    reason = "CUDA out of memory at step 300"
+    journal.emit("phase.end", phase="base_train", status=1, seconds=144.0, verdict="failed", reason=reason)
+    resume = f"homerun train --run-id {RUN}"
+    journal.emit("attempt.end", code=4, reason=f"base_train failed: {reason}", safe="step 250, proven", next=resume)
+    journal.emit("run.end", code=4, verdict="failed")
+    journal.close()
+
+
+def begin_run(folder: Path) -> Path:
+    """A run in its preflight: no phase has begun. Returns its folder."""
+    (folder / "logs/a01").mkdir(parents=True)
+    journal = Journal(folder / "journal.jsonl", 1)
+    journal.emit("run.begin", run=RUN, recipe="speedrun", bucket="s3://models", version="0.1.0")
+    journal.emit("attempt.begin", machine={"host": "box", "gpus": [GPU] * 8}, nproc=8, price_usd_per_hour=24.0)
+    journal.emit("check", name="gpus", verdict="pass", seen="8 × NVIDIA H100 80GB HBM3", seconds=0.4, stage="A")
     journal.close()
     return folder
