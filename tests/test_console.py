@@ -13,6 +13,7 @@ import termios
 import threading
 import time
 
+import pyte
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,33 +257,58 @@ def test_the_last_words_name_what_happened_what_is_safe_and_what_to_type():
 
 
 class Terminal:
-    """The two ends of a pseudo-terminal; a thread reads all that is written to it."""
+    """The two ends of a pseudo-terminal; a thread reads what is written to it and keeps what a screen would show."""
 
     def __init__(self, columns=100, rows=30):
-        self.leader, follower = pty.openpty()
+        self.leader, self.follower = pty.openpty()
+        self.seen, self._screen = b"", pyte.Screen(columns, rows)
+        self._stream, self._lock = pyte.ByteStream(self._screen), threading.Lock()
         self.resize(columns, rows)
-        self.out = os.fdopen(follower, "w", encoding="utf-8")
-        self.seen = b""
+        self.out = os.fdopen(self.follower, "w", encoding="utf-8")
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
     def resize(self, columns, rows):
+        with self._lock:
+            self._screen.resize(rows, columns)
         fcntl.ioctl(self.leader, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def start(self, *command, **environ):
+        """A command whose controlling terminal this is, as a shell would start it."""
+        ends = dict.fromkeys(("stdin", "stdout", "stderr"), self.follower)
+        own = lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # noqa: E731
+        env = {**os.environ, "TERM": "xterm-256color", **environ}
+        for name in ("CI", "NO_COLOR", "COLUMNS", "LINES"):
+            env.pop(name, None)
+        return subprocess.Popen(command, **ends, env=env, start_new_session=True, preexec_fn=own)
+
+    def type(self, keys):
+        os.write(self.leader, keys)
 
     def _read(self):
         try:
             while data := os.read(self.leader, 65536):
-                self.seen += data
+                with self._lock:
+                    self._stream.feed(data)
+                    self.seen += data
         except OSError:
             pass
+
+    def rows(self):
+        """What is on the screen now."""
+        with self._lock:
+            return [row.rstrip() for row in self._screen.display]
 
     def text(self):
         return re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", self.seen).decode("utf-8", "replace")
 
     def wait_for(self, words):
-        until = time.monotonic() + 20
-        while words not in self.text():
-            assert time.monotonic() < until, self.text()[-2000:]
+        self.wait_until(lambda: words in self.text())
+
+    def wait_until(self, condition):
+        until = time.monotonic() + 30
+        while not condition():
+            assert time.monotonic() < until, "\n".join([*self.rows(), self.text()[-2000:]])
             time.sleep(0.02)
 
 
@@ -305,6 +331,32 @@ def test_live_draws_the_run_through_resizes_and_ends_with_the_last_words(monkeyp
     assert "a word of the job" in terminal.text()
     assert terminal.seen.count(b"\x1b[?25l") == terminal.seen.count(b"\x1b[?25h")  # the cursor is given back
     console.close()
+
+
+GLANCE = ("loss 2.", "step 1381/2000", "phase ends in", "so far", "projected", "secured 2 groups, 4.2 GB")
+GLANCE += ("if it died now you", "is secured)")  # at the very end
+
+
+def test_a_run_is_watched_in_a_real_terminal_at_every_size_until_ctrl_c(tmp_path):
+    story = speedrun()
+    del story.events[len(story.events) * 6 // 10 :]
+    late = time.time() - story.events[-1]["t"]
+    story.events = [{**event, "t": event["t"] + late} for event in story.events]
+    story.write(tmp_path / "runs" / "nanochat-d20-1f3a")
+    terminal = Terminal(120, 40)
+    command = [sys.executable, "-m", "homerun", "watch", "latest"]
+    watching = terminal.start(*command, HOMERUN_DIR=str(tmp_path))
+    for times, (columns, rows) in enumerate([(120, 40), (80, 24), (50, 24), (100, 30)]):
+        terminal.resize(columns, rows)
+        terminal.wait_until(lambda times=times: terminal.seen.count(b"\x1b[2J") == times)  # drawn anew
+        terminal.wait_until(lambda: all(words in " ".join(terminal.rows()) for words in GLANCE))
+        assert terminal.rows().count("─" * columns) == 1  # and nothing is left of the picture before
+        picture = "".join(terminal.seen.decode("utf-8", "replace").rpartition("─" * columns)[1:])
+        lines = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", picture).replace("\r", "").split("\n")
+        assert max(map(len, lines)) <= columns  # no line that the terminal had to wrap
+    terminal.type(b"\x03")
+    assert watching.wait(30) == 0
+    terminal.wait_for("goes on; `homerun watch")
 
 
 def test_live_has_no_colour_where_none_is_wanted(monkeypatch):

@@ -1,12 +1,14 @@
 """TensorBoard and W&B get what the journal has: every reading once, one unbroken curve over attempts."""
 
+import json
 import os
+import struct
 
 import pytest
 
 from homerun.errors import RequestError
 from homerun.report.sinks import readings, write_tensorboard, write_wandb
-from tests.story import Story, attempt, begin, speedrun, train
+from tests.story import Story, attempt, begin, train
 
 
 def resumed():
@@ -37,14 +39,46 @@ def test_tensorboard_reads_every_reading_back(tmp_path):
     assert {"base_train/val_bpb", "base_train/mfu"} <= set(board.Tags()["scalars"])
 
 
+def wandb_records(path):
+    """What an offline run's file holds: records in a levelDB log, in blocks of 32 KiB after 7 bytes of header."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if (room := 32768 - at % 32768) < 7:
+            at += room
+            continue
+        _, length, part = struct.unpack_from("<IHB", data, at)
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if part in (1, 4):  # whole, or the last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
 @pytest.mark.slow
-def test_wandb_takes_a_run_offline(tmp_path, monkeypatch):
+def test_wandb_has_one_run_of_one_unbroken_curve_over_attempts(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    assert write_wandb(speedrun(steps=100).events, "run-1", {"depth": 20}) > 100
-    assert list(tmp_path.glob("wandb/offline-run-*-run-1/*.wandb"))
+    events = resumed().events
+    cut = next(at for at, event in enumerate(events) if event["attempt"] == 2) + 200
+    for upto in (cut, len(events)):  # once while it runs, and at its end
+        write_wandb(events[:upto], "run-1", {"depth": 20})
+    files = sorted(tmp_path.glob("wandb/offline-run-*-run-1/*.wandb"))
+    records = [list(wandb_records(path)) for path in files]
+    assert {record.run.run_id for found in records for record in found if record.HasField("run")} == {"run-1"}
+    rows = [
+        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in records[-1]
+        if record.HasField("history")
+    ]
+    assert [row["base_train/step"] for row in rows if "base_train/loss" in row] == list(range(1000))
+    places = [row["_step"] for row in rows]
+    assert places == sorted(set(places))
+    again = {(r.history.step.num) for r in records[0] if r.HasField("history")} & set(places)
+    assert again  # what both have, both have at the same place: W&B takes it once
 
 
 def test_wandb_online_without_a_key_is_one_clear_error(monkeypatch):

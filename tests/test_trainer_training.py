@@ -22,8 +22,10 @@ from homerun.trainer.evaluate import bits_per_byte, unigram_bits_per_byte
 from homerun.trainer.generate import generate
 from homerun.trainer.model import GPT, GPTConfig
 from homerun.trainer.optim import lr_multiplier, make_optimizers, orthogonalized
+from homerun.trainer.phase import SAVE_NOW
 from homerun.trainer.runtime import Runtime
 from homerun.trainer.tokenizer import Tokenizer
+from homerun.upstream.metrics import LogReader
 
 CPU = Runtime(torch.device("cpu"))
 TINY = (
@@ -187,6 +189,29 @@ def test_a_resumed_run_is_the_same_to_the_bit(base, capsys, step):
             path.unlink()
     pretrain(f"--resume-from-step={step}")
     assert losses(capsys.readouterr().out) == whole[step:]
+    assert all(torch.equal(value, expected[name]) for name, value in weights(folder, 12).items())
+
+
+def test_it_saves_when_told_once_and_goes_on_from_there_to_the_bit(base, capsys, monkeypatch):
+    (base / SAVE_NOW).touch()  # an earlier run's wish is not this one's
+    say = Runtime.print
+
+    def say_and_wish(self, *words):
+        say(self, *words)
+        if str(words[0]).startswith("step 00005/"):
+            (base / SAVE_NOW).touch()
+
+    monkeypatch.setattr(Runtime, "print", say_and_wish)
+    pretrain()
+    folder, out = base / "base_checkpoints" / "d2", capsys.readouterr().out
+    assert checkpoint.steps(folder) == [4, 7, 8, 12]
+    assert not (base / SAVE_NOW).exists()
+    assert ("fact", {"name": "saves_when_told", "value": True}) in LogReader().feed(out.encode())
+    expected = weights(folder, 12)
+    for path in folder.glob("*_00001*"):
+        path.unlink()
+    pretrain("--resume-from-step=7")
+    assert losses(capsys.readouterr().out) == losses(out)[7:]
     assert all(torch.equal(value, expected[name]) for name, value in weights(folder, 12).items())
 
 

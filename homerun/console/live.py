@@ -1,11 +1,12 @@
 """The live view on a terminal: the run at a glance at the bottom, what happened scrolling above it."""
 
+import os
 import threading
 import time
 from collections import deque
 from typing import TextIO
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.live import Live as Screen
 from rich.text import Text
 
@@ -24,11 +25,13 @@ class Live:
     """Draws in a thread of its own, so that a slow terminal never holds up the job; gives up when it is closed."""
 
     def __init__(self, out: TextIO):
-        self._console = Console(file=out, highlight=False)
+        self._out, self._console = out, Console(file=out, highlight=False)
+        self._console.size = self._size()
         self._state = RunState()
         self._tail: deque[str] = deque(maxlen=TAIL)
         self._lines: dict[str, Lines] = {}
         self._above: deque[Text] = deque(maxlen=500)  # waits to be printed above the view
+        self._printed: deque[Text] = deque(maxlen=100)  # and what was: a resized terminal is filled again
         self._lock, self._over = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._draw, name="console", daemon=True)
         self._thread.start()
@@ -71,15 +74,28 @@ class Live:
                 while not over:
                     over = self._over.wait(REFRESH_SECONDS)
                     with self._lock:
-                        above = list(self._above)
+                        width, height = size = self._size()
+                        resized = size != self._console.size
+                        above = [*self._printed][-height:] if resized else []
+                        above += self._above
+                        self._printed += self._above
                         self._above.clear()
-                        width, height = self._console.size
                         picture = view(self._state, time.time(), width, None if over else self._tail, height)
+                    if resized:  # the terminal has wrapped the old picture in its own way
+                        self._console.size = size
+                        self._console.clear()
                     for text in above:
                         screen.console.print(text)
                     screen.update(picture, refresh=True)
         except (OSError, ValueError):
             self._over.set()
+
+    def _size(self) -> ConsoleDimensions:
+        """Of the very terminal that is written to, however it was resized; rich asks the standard streams instead."""
+        try:
+            return ConsoleDimensions(*os.get_terminal_size(self._out.fileno()))
+        except OSError:
+            return self._console.size
 
     def _print(self, text: Text) -> None:
         try:

@@ -5,6 +5,7 @@ from collections import deque
 from rich.console import Group as Stack
 from rich.console import RenderableType
 from rich.progress_bar import ProgressBar
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +26,7 @@ MOST_PHASES = 16
 
 def view(state: RunState, now: float, width: int, tail: deque[str] | None = None, height: int = 50) -> RenderableType:
     """The whole screen's worth; tail: the newest lines of the running phase's output."""
-    parts: list[RenderableType] = [_title(state, now), _phases(state, now, width, height), Text()]
+    parts: list[RenderableType] = [Rule(style="dim"), _title(state, now), _phases(state, now, width, height), Text()]
     parts += [Text(line, overflow="fold") for line in figures(state, now)]
     for warning in list(state.warnings)[-2:]:
         parts.append(Text(f"warning: {warning.text}" + (f" ({warning.count}×)" if warning.count > 1 else ""), "yellow"))
@@ -59,12 +60,13 @@ def _phases(state: RunState, now: float, width: int, height: int) -> Table:
     table.expand = True
     attempt = state.attempt.number if state.attempt else 1
     phases = [phase for phase in state.phases if phase.attempt == attempt]
-    most = max(4, min(MOST_PHASES, height - 12))
+    most = max(4, min(MOST_PHASES, height - 13))
     if len(phases) > most:
         table.add_row("", Text(f"{len(phases) - most} phases before these", "dim"), *[""] * (4 if wide else 1))
     for phase in phases[-most:]:
         sign, style = MARKS.get(phase.verdict, OTHER_MARK)
-        cells: list[RenderableType] = [Text(sign, style), Text(phase.phase, style if phase.verdict is None else "")]
+        name = phase.phase if wide or phase.verdict else f"{phase.phase} {note(phase)}"
+        cells: list[RenderableType] = [Text(sign, style), Text(name, style if phase.verdict is None else "")]
         if wide:
             cells += [_bar(phase), Text(note(phase), "dim" if phase.verdict != "failed" else "red")]
         cells.append(Text("" if phase.verdict == "skipped" else minutes(phase_seconds(phase, now))))
@@ -147,7 +149,7 @@ def _time(state: RunState, now: float) -> list[str]:
         if ahead.phase_seconds is not None:
             parts.append(f"phase ends in {minutes(ahead.phase_seconds)}")
         if ahead.run_seconds is not None:
-            parts.append(f"run {floor}{minutes(ahead.run_seconds)}")
+            parts.append(f"run in {floor}{minutes(ahead.run_seconds - sums.seconds)}")
         if ahead.usd is not None:
             parts.append(f"projected {floor}{money(ahead.usd)}")
     return parts

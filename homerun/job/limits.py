@@ -63,5 +63,7 @@ class Limits:
     def _stop(self, verdict: Verdict) -> tuple[str, str]:
         limit = "the deadline" if verdict.limit == "deadline" else f"the budget of {money(self.caps.cap_usd)}"
         kept = "nothing of this phase is saved" if verdict.at_step is None else f"step {verdict.at_step} is kept"
-        unspent = f"{minutes(verdict.leaves_seconds)} ({money(verdict.leaves_usd)}) stay unspent"
+        unspent = "what is left of it is for the landing"
+        if verdict.leaves_seconds >= 1:
+            unspent = f"at least {minutes(verdict.leaves_seconds)} ({money(verdict.leaves_usd)}) stay unspent"
         return verdict.limit, f"{limit} would not hold the next save and its landing; {kept}, {unspent}"

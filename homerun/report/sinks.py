@@ -19,8 +19,9 @@ PROJECT = "nanochat"  # upstream's own
 
 
 class Reading(NamedTuple):
-    """The values that one step of one phase measured; t in Unix seconds."""
+    """The values that one step of one phase measured; t in Unix seconds, seq of the event in the journal."""
 
+    seq: int
     phase: str
     step: int
     t: float
@@ -28,7 +29,7 @@ class Reading(NamedTuple):
 
 
 def readings(events: Iterable[Event]) -> list[Reading]:
-    """In order of time; steps grow within a phase. An evaluation without a step counts as of its phase's last one."""
+    """In the journal's order; steps grow within a phase. An evaluation without a step is of its phase's last one."""
     curves: dict[tuple[str, str], list[Reading]] = {}
     last: dict[str, int] = {}
     for event in events:
@@ -45,8 +46,8 @@ def readings(events: Iterable[Event]) -> list[Reading]:
         curve = curves.setdefault((phase, kind), [])
         while curve and curve[-1].step >= step:
             curve.pop()
-        curve.append(Reading(phase, step, event["t"], values))
-    return sorted((reading for curve in curves.values() for reading in curve), key=lambda reading: reading.t)
+        curve.append(Reading(event["seq"], phase, step, event["t"], values))
+    return sorted(reading for curve in curves.values() for reading in curve)
 
 
 def write_tensorboard(events: Iterable[Event], folder: Path) -> int:
@@ -69,9 +70,11 @@ def write_tensorboard(events: Iterable[Event], folder: Path) -> int:
 
 
 def write_wandb(events: Iterable[Event], run: str, config: dict[str, Any], project: str = PROJECT) -> int:
-    """One W&B run whose id is the run's, so that a second call goes on with it; the number of readings.
+    """One W&B run whose id is the run's; the number of readings.
 
-    Key and mode (online, offline) are W&B's own variables. RequestError without a key that is needed.
+    W&B's own step is the event's place in the journal: W&B takes growing steps only, so a second call, later in the
+    run, adds what is new and nothing twice. Key and mode (online, offline) are W&B's own variables. RequestError
+    without a key that is needed.
     """
     try:
         import wandb
@@ -86,5 +89,5 @@ def write_wandb(events: Iterable[Event], run: str, config: dict[str, Any], proje
             session.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
         for reading in found:
             values = {f"{reading.phase}/{name}": value for name, value in reading.values.items()}
-            session.log({f"{reading.phase}/step": reading.step, **values})
+            session.log({f"{reading.phase}/step": reading.step, **values}, step=reading.seq)
     return len(found)
