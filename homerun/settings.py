@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     )  # least time between two writes of one key (R2 allows one a second)
     homerun_keep_last: int = Field(2, ge=2)
     homerun_upload_minutes: float = Field(15.0, gt=0)  # how long a transfer is retried before it is given up
+    homerun_sync_data: bool = False  # keep shards, tokenizer and other inputs in the bucket, for the next run
     homerun_max_attempts: int = Field(5, ge=1)
 
     # Money and time

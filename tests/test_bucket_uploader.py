@@ -317,7 +317,7 @@ def test_a_bucket_that_is_gone_for_good_ends_with_what_is_not_in_it(tmp_path, s3
     )
     assert pushed.returncode == 0, pushed.stderr
     assert "_SUCCESS is there" in pushed.stderr
-    assert pushed.stdout.split() == ["model"]
+    assert pushed.stdout.split() == ["model", "report"]
     assert {verdict.verdict for verdict in verify(bench.store, bench.run)} == {"ok"}
 
 

@@ -17,16 +17,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import psutil
 
-from homerun.bucket import extension, lease
+from homerun.bucket import cache, extension, lease
 from homerun.bucket.follow import Follower
 from homerun.bucket.landing import Landing
 from homerun.bucket.outbox import NAMED, Outbox, Receipt, Request
-from homerun.bucket.store import Corrupt, Denied, StoreError, Unreachable, open_store, write_atomic
+from homerun.bucket.store import (
+    Corrupt,
+    Denied,
+    FileChanged,
+    Stopped,
+    StoreError,
+    Unreachable,
+    open_store,
+    write_atomic,
+)
 from homerun.errors import Exit, HomerunError, LeaseError
 from homerun.settings import Settings
 
@@ -45,7 +54,7 @@ class Uploader:
         self.settings, self.run_dir, self.run = settings, run_dir, run_dir.name
         self.closed = threading.Event()
         self.outbox = Outbox(run_dir / "outbox")
-        self.control, self.data = open_store(settings), open_store(settings)
+        self.control, self.data, self.inputs = (open_store(settings) for _ in range(3))
         self.follower = Follower(self.control, self.run, run_dir, attempt)
         self.landing = Landing(
             self.data,
@@ -60,7 +69,9 @@ class Uploader:
         self._redact = settings.redactor().text
         self._lease = lease.current(self.control, self.run, owner)
         self._beat_at, self._beat_lock = time.monotonic(), threading.Lock()
-        self._waiting: list[Request] = self.outbox.pending()
+        self._waiting: list[Request] = []
+        self._units: list[Request] = []  # of the input cache
+        self._take(self.outbox.pending())
         self._unproven: dict[str, Receipt] = self._earlier_failures()
         self._in_flight: list[Request] = []
         self._moved_bytes, self._rate, self._error = 0, 0.0, ""
@@ -90,6 +101,7 @@ class Uploader:
             (self._beat, lease.BEAT_SECONDS),
             (self._follow_all, self.settings.homerun_sync_seconds),
             (self._land_some, POLL_SECONDS),
+            (self._keep_inputs, POLL_SECONDS),
             (self._bring_extension, lease.BEAT_SECONDS),
             (self._report, 1.0),
         ]
@@ -98,6 +110,7 @@ class Uploader:
             thread.start()
         self.closed.wait()
         self.data.stop.set()
+        self.inputs.stop.set()
         if failures:
             raise failures[0]
         end = time.monotonic() + FLUSH_SECONDS
@@ -141,7 +154,7 @@ class Uploader:
         if not self._opened:
             self.landing.open()
             self._opened = True
-        self._waiting += self.outbox.requests()
+        self._take(self.outbox.requests())
         for request in [r for r in self._waiting if r.kind in ("open-log", "metadata")]:
             self._answer(request, self._follow(request))
         groups = [request for request in self._waiting if request.kind in NAMED]
@@ -149,6 +162,32 @@ class Uploader:
             self._land(self.landing.batch(groups))
         elif self._waiting and self._waiting[0].kind == "finish":
             self._answer(self._waiting[0], self._finish(self._waiting[0]))
+
+    def _take(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            (self._units if request.kind == "cache" else self._waiting).append(request)
+
+    def _keep_inputs(self) -> None:
+        """One unit of the input cache; between its files everything else goes first."""
+        if not self._units:
+            return
+        request, begun = self._units[0], time.monotonic()
+        try:
+            sent = cache.keep(self.inputs, request, self.run_dir, self._wait_for_groups)
+        except Stopped:
+            return
+        except (HomerunError, OSError) as error:
+            why = "changed" if isinstance(error, FileChanged) else "refused"
+            receipt = Receipt(request.seq, False, why=why, text=self._redact(str(error)))
+        else:
+            seconds, at = round(time.monotonic() - begun, 3), round(time.time(), 3)
+            receipt = Receipt(request.seq, True, sent, seconds, at)
+        self.outbox.answer(receipt)
+        self._units.remove(request)
+
+    def _wait_for_groups(self) -> None:
+        while self._waiting and not self.closed.is_set():
+            self.closed.wait(POLL_SECONDS)
 
     def _follow_all(self) -> None:
         begun = time.time()

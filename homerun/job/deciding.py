@@ -16,6 +16,7 @@ class Deciding:
     def __init__(self, source: Source, wishes: Wishes, past: Resume, run: str):
         """run: its id."""
         self.source, self.wishes, self.past, self.run = source, wishes, past, run
+        self.has_tokenizer = False  # the one that this script would train is here, from the input cache
         self._flags: dict[str, Flags | None] = {}
 
     def __call__(self, phase: Phase) -> Decision:
@@ -25,6 +26,8 @@ class Deciding:
             return Decision(argv, changes=tuple(changes))
         if reason := skip_reason(step, self.wishes) or self.past.reason_to_skip(phase):
             return Decision(None, reason)
+        if self.has_tokenizer and (step.module or "").endswith(".tok_train"):
+            return Decision(None, "the same code has made it of the same data: it is from the input cache")
         wishes = replace(self.wishes, resume_step=self.past.step_to_resume(phase))
         argv, changes = adapt(step, list(phase.original), wishes, self.flags(step))
         return Decision(argv, changes=tuple(changes), env=self._wandb(phase))

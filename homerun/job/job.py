@@ -12,12 +12,13 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from homerun import cost
 from homerun.bucket import extension
-from homerun.bucket.outbox import Outbox, describe
+from homerun.bucket.outbox import Outbox
 from homerun.console import open_console
 from homerun.errors import Exit, HomerunError
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
@@ -25,9 +26,11 @@ from homerun.job.bring_back import Restored, bring_back
 from homerun.job.checks import stage_a
 from homerun.job.children import uploader, web
 from homerun.job.deciding import Deciding
+from homerun.job.ending import hand_over_metadata, hand_over_papers, leave_to_push, what_is_safe
 from homerun.job.fitting import wanted_fit
 from homerun.job.gates import Gates
 from homerun.job.gauge import Gauge
+from homerun.job.inputs import CACHE_MINUTES, InputCache, open_cache
 from homerun.job.limits import Limits
 from homerun.job.more_time import limits_now, over_limit
 from homerun.job.request import Request
@@ -39,7 +42,6 @@ from homerun.journal import Event, Journal, replay
 from homerun.machine import describe as describe_machine
 from homerun.preflight import failed, run_checks
 from homerun.report.metadata import write_metadata
-from homerun.report.write import write_report
 from homerun.state import RunState
 from homerun.trainer.phase import SAVE_NOW
 from homerun.upstream.adapt import Wishes
@@ -110,6 +112,7 @@ class Job:
             redactor=self.redactor,
             attempt=attempt,
         )
+        self.inputs: InputCache | None = None
         self.signals.__enter__()
         for child in filter(None, (None if self.start.finished else self.uploads, self.web)):
             child.start()
@@ -144,6 +147,8 @@ class Job:
             self.journal.sync()
             if event["verdict"] == "ok":
                 self.gauge.phase_ended(event["phase"], event["t"])
+            if self.inputs and event["verdict"] != "failed" and not self.supervisor.busy():
+                self.inputs.offer()
         return event
 
     def warn(self, text: str, hint: str = "") -> None:
@@ -251,6 +256,11 @@ class Job:
         source = start.source
         prepare_home(self.run.home, os.environ)
         env = build_environment(self.settings, self.run.home, os.environ)
+        if self.settings.homerun_sync_data:
+            wishes, hf_home = self.deciding.wishes, Path(env["HF_HOME"])
+            self.inputs = open_cache(self.settings, self.run, start.plan, wishes, hf_home, self.outbox, self.emit)
+            self.inputs.bring()
+            self.deciding.has_tokenizer = self.inputs.has_tokenizer
         runner = Runner(
             script=source.root / source.script,
             cwd=source.root,
@@ -339,17 +349,22 @@ class Job:
         """Everything handed over and proven; report and metadata; `_SUCCESS` for a good run; the last line."""
         if self.start.finished:
             return
-        if not self._drain():
+        patience = FLUSH_SECONDS if self.signals.code == Exit.TERM else self.settings.homerun_upload_minutes * 60
+        if not self._drain(patience):
             self._fail(Exit.UNPROVEN, self._missing())
+            patience = FLUSH_SECONDS  # the papers may be as unwelcome
         self._close_attempt()
-        self._hand_over_papers()
-        if self.code == Exit.GOOD:
-            self.outbox.offer("finish", "_SUCCESS")
-        if not self._drain() and self.code == Exit.GOOD:
+        hand_over_papers(self.run, self.outbox, self.state, good=self.code == Exit.GOOD)
+        if not self._drain(patience) and self.code == Exit.GOOD:
             self._fail(Exit.UNPROVEN, self._missing())
             self._close_attempt()
             self.emit("run.end", code=int(self.code), verdict="failed")
             write_metadata(self.run.metadata, self.state)
+        if self.code == Exit.UNPROVEN:
+            self.uploads.close()
+            leave_to_push(self.outbox)
+        if self.inputs and self.code == Exit.GOOD:
+            self._fill_cache()
         if self._stays_up():
             self.console.say(f"page and chat stay up on port {self.settings.homerun_port}, until TERM or Ctrl-C")
         self.console.end(self.state)
@@ -381,14 +396,13 @@ class Job:
                 extension.bring(self.store, self.run.id, self.outbox.dir)
             time.sleep(EXTENSION_SECONDS)
 
-    def _drain(self) -> bool:
-        """Wait for the uploader's answers to all that was offered; whether all of it is proven."""
-        patience = FLUSH_SECONDS if self.signals.code == Exit.TERM else self.settings.homerun_upload_minutes * 60
+    def _drain(self, patience: float) -> bool:
+        """Wait at most `patience` seconds for the answers to all that was offered; whether all of it is proven."""
         until = time.monotonic() + patience
         ends_at_once = self.signals.code
         while True:
             self.supervisor.receive()
-            if not self.outbox.pending():
+            if all(request.kind == "cache" for request in self.outbox.pending()):
                 return not self.supervisor.refused
             self.supervisor.check_children()
             self._listen()
@@ -396,22 +410,22 @@ class Job:
                 return False
             time.sleep(0.05)
 
+    def _fill_cache(self) -> None:
+        """Let what is on its way into the input cache arrive, for a minute at most."""
+        until = time.monotonic() + CACHE_MINUTES * 60
+        while self.outbox.pending() and time.monotonic() < until and self.signals.code is None:
+            self.supervisor.check_children()
+            self._listen()
+            time.sleep(0.05)
+            self.supervisor.receive()
+
     def _close_attempt(self) -> None:
         self.emit("attempt.end", code=int(self.code), reason=self.reason, safe=self._safe(), next=self._next())
         if self.code == Exit.GOOD:
             self.emit("run.end", code=0, verdict="good")
 
-    def _hand_over_papers(self) -> None:
-        """Report and metadata, as of now."""
-        write_report(self.run.report, self.state)
-        files = [path for path in sorted(self.run.report.rglob("*")) if path.is_file()]
-        names = [str(path.relative_to(self.run.dir)) for path in files]
-        self.outbox.offer("report", "report", [describe(self.run.dir, name, name) for name in names])
-        self._hand_over_metadata()
-
     def _hand_over_metadata(self) -> None:
-        write_metadata(self.run.metadata, self.state)
-        self.outbox.offer("metadata", "metadata", [describe(self.run.dir, "metadata.json", "metadata.json")])
+        hand_over_metadata(self.run, self.outbox, self.state)
         self._metadata_at = time.monotonic()
 
     def _missing(self) -> str:
@@ -422,12 +436,7 @@ class Job:
         return f"not in the bucket: {shown or 'the end of the run'}" + (f" ({error})" if error else "")
 
     def _safe(self) -> str:
-        """One sentence: what is secured where."""
-        secured = self.state.secured
-        size = sum(group.bytes for group in secured)
-        steps = [group for group in secured if group.kind == "checkpoint" and not group.group.endswith(".optim")]
-        newest = f", newest checkpoint {steps[-1].group}" if steps else ""
-        return f"{len(secured)} groups, {size / 1e6:,.1f} MB in {self.store.url}{newest}"
+        return what_is_safe(self.state, self.store.url)
 
     def _next(self) -> str:
         """The one command to go on with."""
