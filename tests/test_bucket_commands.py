@@ -156,17 +156,20 @@ def test_a_manifest_that_names_a_file_outside_is_not_followed(tmp_path, key):
         safe_path(tmp_path, key)
 
 
-def test_the_checks_pass_on_a_good_bucket_and_leave_nothing_behind(store):
-    assert [check(store, "run")[0] for check in (check_writable, check_landing)] == ["pass", "pass"]
+def test_the_checks_pass_on_a_good_bucket_and_leave_nothing_behind(store, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    assert check_writable(store, "run")[0] == check_landing(store, "run", folder)[0] == "pass"
     assert check_clock(store)[0] == "pass"
+    assert not list(folder.iterdir())
     assert list(store.list("run/")) == []
 
 
 @pytest.mark.s3
-def test_the_checks_name_a_read_only_key_and_a_store_without_conditions(s3_server, s3_proxy):
+def test_the_checks_name_a_read_only_key_and_a_store_without_conditions(s3_server, s3_proxy, tmp_path):
     verdict, seen, hint = check_writable(s3_server.store(keys="read"), "run")
     assert (verdict, "AccessDenied" in seen, "Object Read & Write" in hint) == ("fail", True, True)
-    assert check_landing(s3_server.store(keys="read"), "run")[0] == "fail"
+    assert check_landing(s3_server.store(keys="read"), "run", tmp_path)[0] == "fail"
     store = s3_server.store()
     put = store.put
     store.put = lambda key, data, **condition: put(key, data)  # as a server that ignores them
@@ -174,11 +177,11 @@ def test_the_checks_name_a_read_only_key_and_a_store_without_conditions(s3_serve
 
 
 @pytest.mark.s3
-def test_a_token_that_may_not_delete_is_a_warning(s3_server, s3_proxy):
+def test_a_token_that_may_not_delete_is_a_warning(s3_server, s3_proxy, tmp_path):
     s3_proxy.fault = lambda request: ("status", 403, "AccessDenied") if request.method == "DELETE" else None
     store = s3_server.store(s3_proxy.endpoint)
     assert check_writable(store, "no-delete")[0] == "pass"
-    verdict, seen, _ = check_landing(store, "no-delete")
+    verdict, seen, _ = check_landing(store, "no-delete", tmp_path)
     assert (verdict, seen) == ("warn", "objects cannot be deleted")
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from homerun.bucket import lease
-from homerun.bucket.checks import check_landing, check_writable
+from homerun.bucket.checks import check_landing, check_permission, check_writable
 from homerun.bucket.folder import FolderStore
 from homerun.bucket.restore import find_run
 from homerun.bucket.s3 import PART, S3Store, multipart_etag, part_bytes
@@ -444,7 +444,8 @@ def test_keys_for_one_runs_folder_are_enough_for_that_run_and_for_no_other(s3_se
     assert [head.key for head in store.list("scoped/model")] == ["scoped/model.pt"]
     store.sweep("scoped/")
     assert find_run(store, "scoped") == "scoped"
-    assert [check(store, "scoped")[0] for check in (check_writable, check_landing)] == ["pass", "pass"]
+    assert check_writable(store, "scoped")[0] == check_permission(store, "scoped")[0] == "pass"
+    assert check_landing(store, "scoped", tmp_path)[0] == "pass"
     store.delete(["scoped/model.pt", lease.key("scoped")])
     with pytest.raises(Denied, match="Object Read & Write"):
         store.put("other/model.pt", b"")

@@ -5,17 +5,21 @@ Each check takes a store and answers (verdict, seen, hint); verdict is `pass`, `
 
 import contextlib
 import os
+import re
 import secrets
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
-from homerun.bucket.s3 import PART
+from homerun.bucket.s3 import PART, S3Store
 from homerun.bucket.store import Changed, Denied, Store, StoreError
 from homerun.errors import HomerunError
 
 Finding = tuple[str, str, str]
 PROOF_BYTES = PART + (1 << 20)  # two parts: a real multipart upload
+REFUSED = (400, 401, 403, 404, 405, 501)
+LESS = "Give the box a token with Object Read & Write on this bucket alone, never an Admin one (docs/r2.md)"
 SKEW_WARN, SKEW_FAIL = 60.0, 600.0  # seconds; S3 refuses signatures that are 15 minutes off
 
 
@@ -50,13 +54,16 @@ def _ignores_conditions(store: Store, key: str, etag: str) -> str | None:
     return None
 
 
-def check_landing(store: Store, run: str) -> Finding:
-    """Land a real file of two parts in this run's folder, read it back against its hash, and delete it."""
+def check_landing(store: Store, run: str, folder: Path) -> Finding:
+    """Land a real file of two parts in this run's folder, read it back against its hash, and delete it.
+
+    folder: the local one that the run's own files will lie in.
+    """
     key = f"{run}/_check-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory() as folder:
-        there, back = Path(folder, "there"), Path(folder, "back")
-        there.write_bytes(os.urandom(PROOF_BYTES))
+    with tempfile.TemporaryDirectory(prefix=".landing-", dir=folder) as place:
+        there, back = Path(place, "there"), Path(place, "back")
         try:
+            there.write_bytes(os.urandom(PROOF_BYTES))
             begun = time.monotonic()
             landed = store.upload(there, key)
             up = PROOF_BYTES / (time.monotonic() - begun) / 1e6
@@ -66,12 +73,38 @@ def check_landing(store: Store, run: str) -> Finding:
         except HomerunError as error:
             return "fail", error.what, error.next
         except OSError as error:
-            return "fail", f"{folder}: {error.strerror}", "Free some disk space, or set TMPDIR"
+            return "fail", f"{folder}: {error.strerror}", "Free some disk space, or set HOMERUN_DIR to a bigger disk"
         try:
             store.delete([key])
         except StoreError:
             return "warn", "objects cannot be deleted", "Old checkpoints will stay: the token may not delete"
     return "pass", f"landed and read back {PROOF_BYTES >> 20} MiB ({up:.0f} MB/s up, {down:.0f} MB/s down)", ""
+
+
+def check_permission(store: Store, run: str) -> Finding | None:
+    """Whether the key may list this run's folder, and whether it may more than a box needs. Only reads.
+
+    R2's tokens for objects can neither list buckets nor read a bucket's rules; its Admin tokens can both. Services that
+    answer ListBuckets with the buckets of the key alone are believed.
+    """
+    if not isinstance(store, S3Store):
+        return None
+    try:
+        next(store.list(f"{run}/"), None)
+        service = replace(store.wire, endpoint=replace(store.wire.endpoint, bucket=""))
+        answer = service.request("GET", fine=REFUSED)
+        names = re.findall(rb"<Bucket>\s*<Name>([^<]+)<", answer.body) if answer.status == 200 else []
+        others = set(names) - {store.wire.endpoint.bucket.encode()}
+        rules = store.wire.request("GET", query={"lifecycle": ""}, fine=REFUSED)
+    except Denied as error:
+        return "fail", f"the key may not list what it writes: {error.what}", error.next
+    except StoreError as error:
+        return "warn", error.what, error.next
+    if others:
+        return "warn", f"the key reaches {len(others)} more buckets than this run needs", LESS
+    if rules.status == 200 or rules.code == "NoSuchLifecycleConfiguration":
+        return "warn", "the key reaches the bucket's own rules, not only its objects", LESS
+    return "pass", "the key reaches the objects of this bucket, and nothing more was found", ""
 
 
 def check_clock(store: Store) -> Finding:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from homerun import cost
-from homerun.bucket.checks import check_clock, check_landing, check_writable
+from homerun.bucket.checks import check_clock, check_landing, check_permission, check_writable
 from homerun.bucket.store import Store
 from homerun.job.begin import depths
 from homerun.job.estimate import check_estimate, estimate_seconds
@@ -64,7 +64,8 @@ def stage_a(
         Check("dataset", partial(upstream.check_dataset, source, plan, base, skip), limit=NETWORK_SECONDS),
         Check("wandb", partial(upstream.check_wandb, settings, environ), limit=NETWORK_SECONDS, late="warn"),
         Check("bucket", partial(check_writable, store, run), limit=NETWORK_SECONDS),
-        Check("bucket-landing", partial(check_landing, store, run), limit=LANDING_SECONDS),
+        Check("bucket-landing", partial(check_landing, store, run, folder), limit=LANDING_SECONDS),
+        Check("bucket-key", partial(check_permission, store, run), limit=NETWORK_SECONDS, late="warn"),
         Check("clock", partial(check_clock, store), limit=NETWORK_SECONDS, late="warn"),
         Check("time-and-money", lambda: check_estimate(seconds, price, settings, time.time())),
     ]
