@@ -40,6 +40,12 @@ def test_a_failure_that_the_script_tests_for_is_tolerated(tmp_path):
     assert verdict(tmp_path, "python -m scripts.base_loss || echo", 1).word == "tolerated"
 
 
+def test_arithmetic_that_fails_is_no_end_of_a_run_but_a_phase_is(tmp_path):
+    assert verdict(tmp_path, """RATIO=$(python -c "print(1 / 0)")""", status=1).word == "tolerated"
+    for real in ("OUT=$(python -m scripts.base_eval)", "OUT=$(sh -c false)", "python -c 'print(1 / 0)'"):
+        assert verdict(tmp_path, real, status=1).word == "failed", real
+
+
 @pytest.mark.parametrize(
     ("said", "word", "reason"),
     [

@@ -74,7 +74,7 @@ class Request:
             self,
             recipe=src / script if unnamed and not upstream else self.recipe,
             script=script if unnamed and upstream else self.script,
-            upstream=upstream.get("url") if self.upstream == UPSTREAM_URL and upstream else self.upstream,
+            upstream=upstream.get("url", UPSTREAM_URL) if self.upstream == UPSTREAM_URL else self.upstream,
             phase_args={**asked["phase_args"], **self.phase_args},
             skip=self.skip | frozenset(asked["skip"]),
             nproc=asked["nproc"] if self.nproc is None else self.nproc,

@@ -28,8 +28,8 @@ class Step:
 
     name: safe in a file name, unique in the plan. line: 1-based, bash's LINENO, which is the first one. index: position
     among the phases that start on that line, from 0. words: the argv as written, unexpanded. piped: in a pipeline or
-    inside $( ). tested: its status is a condition, so the script handles its failure itself. counted: False where it
-    cannot be told how often it runs (loop, function, branch).
+    inside $( ). captured: inside $( ), its output is a value. tested: its status is a condition, so the script handles
+    its failure itself. counted: False where it cannot be told how often it runs (loop, function, branch).
     """
 
     name: str
@@ -42,6 +42,7 @@ class Step:
     section: str
     background: bool
     piped: bool
+    captured: bool
     tested: bool
     counted: bool
     end: int  # the last line that bash may name instead, inside a `$( )` of several lines
@@ -160,6 +161,7 @@ def _step(command: Command, words: tuple[str, ...], before: list[Step], script: 
         section=_section(script.comments, command.line),
         background=command.background,
         piped=command.piped,
+        captured=command.captured,
         tested=command.tested,
         counted=command.counted,
         end=command.end,

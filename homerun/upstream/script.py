@@ -13,7 +13,6 @@ from homerun.errors import RequestError
 
 # Nodes whose commands run in order; only the last one's status is the whole's.
 _SEQUENCES = ("program", "compound_statement", "subshell", "do_group", "else_clause", "elif_clause", "case_item")
-_SUBSTITUTIONS = ("command_substitution", "process_substitution")
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Command:
     heredoc: bool = False  # reads a here-document or here-string
     background: bool = False
     piped: bool = False  # a member of a pipeline, or inside $( )
+    captured: bool = False  # inside $( ): its output is a value
     tested: bool = False  # its status is a condition
     counted: bool = True  # False in a loop, function or branch
 
@@ -123,8 +123,9 @@ def _visit(node: Node, state: Command) -> Iterator[tuple[int, Command]]:
         case "function_definition":
             name, *statements = node.named_children
             yield from _each(statements, Command(function=_text(name), counted=False))
-        case kind if kind in _SUBSTITUTIONS:
-            yield from _sequence(node.children, replace(state, piped=True, background=False))
+        case "command_substitution" | "process_substitution":
+            captured = node.type == "command_substitution"
+            yield from _sequence(node.children, replace(state, piped=True, captured=captured, background=False))
         case "variable_assignment":
             yield from _each(node.named_children, _enclosed(node, state))
         case "redirected_statement":
