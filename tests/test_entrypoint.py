@@ -522,6 +522,20 @@ sys.exit(143)
     assert status == 143 and "caught 1" in output
 
 
+# The linters, each a real binary
+
+SCRIPTS = ["build_and_push.sh", "entrypoint/docker-entrypoint.sh", "entrypoint/prewarm.sh", ".ci/run"]
+
+
+@pytest.mark.parametrize(
+    "command", [["hadolint", "Dockerfile.training"], ["shellcheck", "-x", *SCRIPTS], ["shfmt", "-d", *SCRIPTS[:3]]]
+)
+def test_the_linters_have_nothing_to_say(command: list[str]) -> None:
+    tool = Path(sys.executable).parent / command[0]
+    done = subprocess.run([tool, *command[1:]], cwd=ENTRYPOINT.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # prewarm.sh
 
 KERNELS = """
