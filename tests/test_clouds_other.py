@@ -66,7 +66,7 @@ def test_a_pod_is_priced_started_and_told_to_end_itself(runpod: FakeRunPod) -> N
     body = runpod.bodies[0]
     assert body["gpuTypeIds"] == ["NVIDIA H100 80GB HBM3"] and body["gpuCount"] == 4
     assert body["env"]["HOMERUN_IDLE_MINUTES"] == "30" and body["env"]["HOMERUN_UPLOAD_MINUTES"] == "60"
-    assert body["containerDiskInGb"] == 200 and body["volumeInGb"] == 0
+    assert body["containerDiskInGb"] == 300 and body["volumeInGb"] == 0
     assert body["env"]["HOMERUN_AFTER"] == "stop" and body["env"]["HOMERUN_BUDGET_USD"] == "200"
     assert body["env"]["HOMERUN_RUN_ID"] == WISH.run_id and body["env"]["R2_SECRET_ACCESS_KEY"] == CANARY
     assert body["dockerEntrypoint"][-1] == "train" and body["ports"] == ["8000/http"]

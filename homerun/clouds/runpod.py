@@ -15,9 +15,10 @@ from homerun.errors import RequestError
 
 REST, GRAPHQL = "https://rest.runpod.io/v1", "https://api.runpod.io"
 PRICES = "query { gpuTypes { id displayName memoryInGb securePrice } }"
-DISK_GB = (
-    200  # upstream's venv and caches 20, data 25 (240 shards), checkpoints of a d32 with optimizers 60, the rest air
-)
+# Preflight counts 79 GB for a d20, 127 for a d26, 201 for a d32 (shards, environment, kept checkpoints with optimizers);
+# the image and its caches come on top. All on the container's own disk: a pod's volume belongs to root, is billed on
+# after a stop, and would hold nothing that the bucket has not.
+DISK_GB = 300
 HINTS = {
     400: "Correct that field",
     401: "Check RUNPOD_API_KEY (RunPod's console, Settings, API Keys)",
