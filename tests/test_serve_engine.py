@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import threading
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from homerun.serve.draw import draw
 from homerun.serve.engine import BatchEngine
 from homerun.serve.generation import Busy, EngineDied
 from homerun.serve.ours import load_ours
+from homerun.serve.packed import PackedLinear
 from homerun.serve.sampling import Sampling
 from homerun.serve.text import TextStream
 from tests.serve_tree import make_tree
@@ -87,21 +89,29 @@ def test_batched_logits_equal_unbatched_ones(engine):
             torch.testing.assert_close(batched[i], model(row)[0, -1], rtol=0, atol=2e-5)
 
 
-def test_a_short_prompt_does_not_wait_for_a_long_one(tree):
+def test_a_short_prompt_does_not_wait_for_a_long_one(tree, monkeypatch):
     engine = load_ours(find_checkpoints(tree)[0], "cpu")
     engine.chunk = 4  # 200 prompt tokens are 50 turns
+    real, go = engine.model.transformer.forward, threading.Event()
+    monkeypatch.setattr(engine.model.transformer, "forward", lambda *args: (go.wait(30), real(*args))[1])
+    begun: list[str] = []
 
-    async def main():
-        long = engine.submit([engine.tokenizer.bos] * 200, Sampling(5, seed=1))
-        first = asyncio.create_task(anext(aiter(long)))
-        await asyncio.sleep(0.02)
-        await answer(engine, [engine.tokenizer.bos] * 3, Sampling(5, seed=2))
-        waiting = not first.done()
-        await first
-        return waiting
+    async def first(name: str, tokens: int) -> None:
+        async for _ in engine.submit([engine.tokenizer.bos] * tokens, Sampling(5, seed=1)):
+            if name not in begun:
+                begun.append(name)
+
+    async def main() -> None:
+        long = asyncio.create_task(first("long", 200))
+        await asyncio.sleep(0)  # it is submitted
+        short = asyncio.create_task(first("short", 3))
+        await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(long, short)
 
     try:
-        assert asyncio.run(main()), "the short answer came only after the long prompt"
+        asyncio.run(main())
+        assert begun == ["short", "long"]
     finally:
         engine.close()
 
@@ -191,6 +201,16 @@ def test_a_call_of_the_calculator_is_answered_within_the_text(engine, monkeypatc
     text = TextStream(t, [])
     assert "".join(map(text.feed, tokens)) + text.end() == "x"
     assert [(c.expression, c.result) for c in text.calls] == [("6*7", "42")]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.lists(st.integers(1, 5), min_size=1, max_size=2), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_a_packed_layer_is_the_same_layer(inside, outside, shape, seed):
+    torch.manual_seed(seed)
+    linear = torch.nn.Linear(inside, outside, bias=False)
+    x = torch.randn(*shape, inside)
+    with torch.inference_mode():
+        torch.testing.assert_close(PackedLinear(linear)(x), linear(x), rtol=0, atol=1e-5)
 
 
 # -- sampling ------------------------------------------------------------------------------------------------------

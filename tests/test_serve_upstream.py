@@ -1,6 +1,7 @@
 """Serving with upstream's own code: the stand-in below has its interface; the marked test runs the real one."""
 
 import asyncio
+import functools
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from homerun.serve.checkpoints import find_checkpoints
 from homerun.serve.engine import BatchEngine
 from homerun.serve.generation import EngineDied
 from homerun.serve.loading import load, open_models
+from homerun.serve.models import Models
 from homerun.serve.sampling import Sampling
 from homerun.serve.upstream_engine import UpstreamEngine
 from tests.serve_tree import make_tree
@@ -93,7 +95,7 @@ def test_a_killed_child_fails_its_answers_and_is_started_again(engine):
         before = engine.pid
         os.kill(before, signal.SIGSTOP)  # so that the answer can't be whole before the child dies
         running = asyncio.create_task(answer(engine, Sampling(200, seed=1)))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0)  # it is submitted
         os.kill(before, signal.SIGKILL)
         with pytest.raises(EngineDied, match="starts again"):
             await running
@@ -101,6 +103,35 @@ def test_a_killed_child_fails_its_answers_and_is_started_again(engine):
         return len(tokens), engine.pid != before
 
     assert asyncio.run(main()) == (3, True)
+
+
+def test_a_child_that_cannot_start_again_hangs_nobody_and_makes_way_for_one_that_can(tree, tmp_path):
+    checkout = make_checkout(tmp_path / "src")
+    broken = checkout / "nanochat/engine.py"
+    good = broken.read_text()
+    models = Models(tree, functools.partial(UpstreamEngine, checkout=checkout))
+
+    async def main() -> tuple[bool, int]:
+        _, engine = await models.get("")
+        broken.write_text("raise ImportError('the disk is gone')")
+        os.kill(engine.pid, signal.SIGSTOP)
+        running = asyncio.create_task(answer(engine, Sampling(200, seed=1)))
+        await asyncio.sleep(0)  # it is submitted
+        os.kill(engine.pid, signal.SIGKILL)
+        with pytest.raises(EngineDied):
+            await running
+        late = asyncio.create_task(answer(engine, Sampling(200, seed=1)))  # while it tries to start again
+        with pytest.raises(EngineDied):
+            await late
+        broken.write_text(good)
+        _, other = await models.get("")
+        tokens, _ = await answer(other, Sampling(3, seed=1))
+        return other is not engine, len(tokens)
+
+    try:
+        assert asyncio.run(asyncio.wait_for(main(), 120)) == (True, 3)
+    finally:
+        models.close()
 
 
 def test_a_cancelled_answer_is_not_written_on(engine):

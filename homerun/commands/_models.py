@@ -50,9 +50,9 @@ def find_checkout(settings: Settings, source: Source, given: Path | None) -> Pat
         return None
 
 
-def find_source(settings: Settings, wanted: str, step: str | None = None) -> Source:
+def find_source(settings: Settings, wanted: str, step: str | None = None, every: bool = False) -> Source:
     """`wanted`: a folder, else a run. A run in the bucket is brought to HOMERUN_DIR/models/<id> first, verified:
-    the tokenizer and one step (`last` by default) of its newest stage."""
+    the tokenizer and one step (`last` by default) of its newest stage, or of every stage (all steps by default)."""
     folder = Path(wanted).expanduser()
     if folder.is_dir():
         return Source(folder, folder if (folder / "journal.jsonl").is_file() else None)
@@ -61,13 +61,17 @@ def find_source(settings: Settings, wanted: str, step: str | None = None) -> Sou
         return Source(found.dir, found.dir)
     assert found.store is not None
     dest = settings.homerun_dir / "models" / found.id
-    _bring(found.store, found.id, dest, step)
+    _bring(found.store, found.id, dest, step, every)
     return Source(dest, dest)
 
 
-def _bring(store: Store, run: str, dest: Path, step: str | None) -> None:
+def _bring(store: Store, run: str, dest: Path, step: str | None, every: bool) -> None:
     manifest = read_manifest(store, run)
-    chosen = {entry.key for entry in choose(manifest, inference=True, step=step)}
+    chosen = {
+        entry.key
+        for entry in choose(manifest, inference=not every, step=step)
+        if entry.keep == "checkpoint" or entry.key.startswith("tokenizer/")
+    }
     if not chosen:
         raise RequestError(f"{run} has no model in {store.url} yet", f"`homerun status {run}` shows how far it is")
     with Meter("pulled", sum(manifest.entries[key].bytes for key in chosen)) as meter:

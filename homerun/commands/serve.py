@@ -17,6 +17,9 @@ def command(
     device: str = typer.Option("", help="cuda or cpu; unset: the GPU if there is one."),
     upstream: Path = typer.Option(None, help="Upstream's checkout at the run's commit, where it is not in the run."),
     step: str = typer.Option(None, help="For a run in the bucket: `last`, `best` or a step; unset: the last."),
+    every: bool = typer.Option(
+        False, "--all", help="For a run in the bucket: every stage, and every step or `--step`."
+    ),
 ) -> None:
     """Serve a run's models: a chat page, and an API for OpenAI's clients.
 
@@ -36,7 +39,7 @@ def command(
     from homerun.web.server import listen, serve
 
     settings = Settings.load()
-    source: Source = find_source(settings, run, step)
+    source: Source = find_source(settings, run, step, every)
     find_tree(source.folder)  # or an error that says where there is one
     models = open_models(source.folder, device, find_checkout(settings, source, upstream))
     run_dir = source.run_dir

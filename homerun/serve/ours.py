@@ -4,6 +4,7 @@ import torch
 
 from homerun.serve.checkpoints import Checkpoint, load_tokenizer
 from homerun.serve.engine import BatchEngine
+from homerun.serve.packed import pack
 from homerun.serve.upstream_engine import UpstreamEngine
 from homerun.trainer.model import GPT, GPTConfig
 
@@ -23,6 +24,8 @@ def load_ours(checkpoint: Checkpoint, device: str = "") -> BatchEngine:
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model.to_empty(device=device).to(dtype)
     model.load_state_dict({name.removeprefix("_orig_mod."): value for name, value in state.items()})
+    if device == "cpu":
+        pack(model)
     return BatchEngine(model.eval(), load_tokenizer(checkpoint.tree))
 
 
