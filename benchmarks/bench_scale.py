@@ -1,6 +1,6 @@
 """The bucket at sizes that no test reaches: 100,000 small files, a sparse 100 GB checkpoint, 1,000 checkpoints.
 
-    python -m benchmarks.bench_scale [--gib 100] [--files 100000] [--checkpoints 1000]
+    python -m benchmarks.bench_scale [--gib 100] [--files 100000] [--checkpoints 1000] [--only files]
 
 The store is a sink that reads and forgets (a process of its own), so that what is measured is us: seconds, CPU seconds,
 and the peak of resident memory, each part in a process of its own. Files go in groups of 1,000; every checkpoint is a
@@ -181,6 +181,7 @@ def main() -> None:
     parser.add_argument("--gib", type=int, default=100)
     parser.add_argument("--files", type=int, default=100_000)
     parser.add_argument("--checkpoints", type=int, default=1000)
+    parser.add_argument("--only", default="sparse,files,checkpoints")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -192,7 +193,7 @@ def main() -> None:
         (files, (max(GROUP, options.files // 10), options.files)),
         (checkpoints, (max(10, options.checkpoints // 10), options.checkpoints)),
     ):
-        for size in sizes:
+        for size in sizes if work.__name__ in options.only else ():
             child = context.Process(target=part, args=(theirs, work, port, size))
             child.start()
             while child.is_alive() and not mine.poll(0.2):

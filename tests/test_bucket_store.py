@@ -1,10 +1,14 @@
 """Both stores keep the promises of `Store`; the S3 one keeps them through a network that breaks things."""
 
+import base64
 import dataclasses
 import hashlib
 import json
 import multiprocessing
 import os
+import select
+import socket
+import socketserver
 import ssl
 import subprocess
 import threading
@@ -433,6 +437,51 @@ def test_files_travel_over_tls_and_an_unknown_certificate_is_refused_at_once(
         store = s3_server.store(proxy.endpoint)
         landed = store.upload(big, f"{tmp_path.name}/x", state=tmp_path / "state")
         assert fetch(store, f"{tmp_path.name}/x", tmp_path / "back", landed) == big.read_bytes()
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """A proxy that only does CONNECT; `server.seen` has its requests' heads."""
+
+    def handle(self) -> None:
+        head = b""
+        while not head.endswith(b"\r\n\r\n"):
+            head += self.rfile.readline()
+        self.server.seen.append(head.decode())
+        host, port = head.split()[1].decode().split(":")
+        with socket.create_connection((host, int(port))) as other:
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            ends = {self.connection: other, other: self.connection}
+            while readable := select.select(list(ends), [], [])[0]:
+                for end in readable:
+                    data = end.recv(65536)
+                    if not data:
+                        return
+                    ends[end].sendall(data)
+
+
+class Tunnels(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+@pytest.mark.s3
+def test_a_proxy_is_used_where_the_environment_asks_for_one(s3_server, tmp_path, big, tls, monkeypatch):
+    context, certificate = tls
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    with FaultProxy(s3_server.endpoint, context) as server, Tunnels(("127.0.0.1", 0), Tunnel) as tunnels:
+        tunnels.seen = []
+        threading.Thread(target=tunnels.serve_forever, args=(0.05,), daemon=True).start()
+        monkeypatch.setenv("HTTPS_PROXY", f"http://me:p%40ss@127.0.0.1:{tunnels.server_address[1]}")
+        store = s3_server.store(server.endpoint)
+        landed = store.upload(big, f"{tmp_path.name}/x")
+        assert fetch(store, f"{tmp_path.name}/x", tmp_path / "back", landed) == big.read_bytes()
+        assert tunnels.seen and all(head.startswith("CONNECT 127.0.0.1:") for head in tunnels.seen)
+        assert base64.b64encode(b"me:p@ss").decode() in tunnels.seen[0]
+        before = len(tunnels.seen)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        s3_server.store(server.endpoint).put(f"{tmp_path.name}/y", b"")
+        assert len(tunnels.seen) == before
+        tunnels.shutdown()
 
 
 @pytest.mark.s3

@@ -5,6 +5,7 @@ HOMERUN_UPSTREAM_SRC=~/nanochat python -m pytest tests/test_upstream_real.py
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -106,3 +107,23 @@ def test_the_newest_generation_goes_on_at_its_checkpoint_after_a_kill_on_an_empt
     steps = [e["step"] for e in events if e["type"] == "step" and e["phase"] == "base_train" and e["attempt"] == 2]
     assert steps == list(range(resumed[0], 300))
     assert "tok_train" in [e["phase"] for e in events if e["type"] == "phase.skip"]
+
+
+def test_the_next_run_starts_from_the_input_cache_alone(kit, tmp_path):
+    """Run 1 has its inputs from the kit; then the kit gives nothing, and no network does."""
+    env = settings(kit, tmp_path, "G3") | {"HOMERUN_SYNC_DATA": "true"}
+    one = train(env, "G3")
+    assert one.returncode == 0, one.stdout[-5000:] + one.stderr
+    shutil.rmtree(tmp_path / "runs")
+    (kit / "empty").touch()
+    try:
+        two = train(env | {"HOMERUN_RUN_ID": "two"}, "G3")
+    finally:
+        (kit / "empty").unlink()
+    assert two.returncode == 0, two.stdout[-5000:] + two.stderr
+    events = list(replay(tmp_path / "runs" / "two" / "journal.jsonl"))
+    brought = {event["unit"].partition("-")[0]: event["files"] for event in events if event["type"] == "cache"}
+    assert brought["base/base_data_climbmix"] == 171 and brought["base/tokenizer"] == 2
+    assert {"base/eval_bundle", "base/task_data"} < set(brought)
+    assert "tok_train" in [event["phase"] for event in events if event["type"] == "phase.skip"]
+    assert (tmp_path / "bucket" / "two" / "_SUCCESS").exists()
