@@ -3,22 +3,31 @@
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 import homerun.machine
+from homerun.bucket.folder import FolderStore
 from homerun.errors import RequestError
+from homerun.job.checks import stage_a
+from homerun.job.estimate import estimate_seconds
+from homerun.job.gates import TRAINING_SPEED
 from homerun.machine import GIB, Gpu, Gpus, checks, describe, read_gpus, sample
 from homerun.preflight import Check, failed, run_checks, table
 from homerun.settings import Settings
 from homerun.upstream import checks as upstream
+from homerun.upstream import stage_b
+from homerun.upstream.gates import GATES
 from homerun.upstream.plan import read_plan
 from homerun.upstream.worktree import Source
 from tests.fakes.nvml import BOXES, nvml
@@ -130,12 +139,118 @@ def test_no_gpu_is_fine_when_none_is_wanted():
     assert checks.check_links(Gpus()) is None
 
 
+BATCH_16 = b"torchrun --nproc_per_node=8 -m scripts.base_train -- --depth=20 --device-batch-size=16 --fp8\n"
+FLAGS = "import argparse\np = argparse.ArgumentParser()\n" + "".join(
+    f"p.add_argument({flag})\n"
+    for flag in (
+        '"--depth", type=int, default=20',
+        '"--device-batch-size", type=int, default=32',
+        '"--fp8", action="store_true"',
+    )
+)
+
+
+def stage(tmp_path, script=BATCH_16, nproc=None, **environ):
+    """Stage A for a script over a module of base training that takes the flags of FLAGS."""
+    (tmp_path / "scripts").mkdir(exist_ok=True)
+    (tmp_path / "scripts" / "base_train.py").write_text(FLAGS)
+    (tmp_path / "speedrun.sh").write_bytes(script)
+    return stage_a(
+        settings=Settings.load({"HOMERUN_DIR": str(tmp_path), "HOMERUN_FIT": "auto", **environ}),
+        store=FolderStore(tmp_path / "bucket"),
+        run="run",
+        folder=tmp_path,
+        base=tmp_path / "base",
+        source=Source("https://example.invalid/nanochat", None, "92d63d4", tmp_path, "speedrun.sh", "0" * 64),
+        plan=read_plan(script),
+        nproc=nproc,
+        environ={},
+    )
+
+
+OF_THE_BOX = {"gpus", "gpu-health", "gpu-idle", "nvlink", "shm", "memory", "fit", "compiler", "time-and-money"}
+
+
+@pytest.mark.parametrize(("count", "gib", "driver"), MATRIX)
+def test_stage_a_passes_a_good_box_of_any_size_and_names_what_it_will_cost(monkeypatch, tmp_path, count, gib, driver):
+    monkeypatch.setattr(homerun.machine, "_nvml", lambda: nvml(count, gib, driver))
+    monkeypatch.setattr(homerun.machine, "xid_errors", list)
+    monkeypatch.setattr(checks, "memory_bytes", lambda: 2000 * GIB)
+    monkeypatch.setattr(checks.psutil, "disk_usage", lambda folder: SimpleNamespace(total=64 * GIB, free=2000 * GIB))
+    wanted = [check for check in stage(tmp_path, HOMERUN_GPU_HOUR_PRICE="3") if check.name in OF_THE_BOX]
+    results = {check.name: check.run() for check in wanted}
+    alarms = {name: found for name, found in results.items() if found and found[0] != "pass"}
+    assert alarms.keys() <= ({"gpus"} if driver[:3] in ("470", "535") else set()), alarms
+    seen = results["time-and-money"][1]
+    assert "about" in seen and "$" in seen
+    assert f"{count} of {count} GPUs" in results["fit"][1]
+
+
+def test_time_and_money_are_held_against_budget_and_deadline(monkeypatch, tmp_path):
+    monkeypatch.setattr(homerun.machine, "_nvml", lambda: nvml(8, 80))
+
+    def money(**environ):
+        (check,) = [one for one in stage(tmp_path, **environ) if one.name == "time-and-money"]
+        return check.run()
+
+    assert money(HOMERUN_GPU_HOUR_PRICE="3", HOMERUN_BUDGET_USD="500")[0] == "pass"
+    verdict, seen, hint = money(HOMERUN_GPU_HOUR_PRICE="3", HOMERUN_BUDGET_USD="5")
+    assert (verdict, "the budget is $5.00" in seen, "lower --depth" in hint) == ("warn", True, True)
+    verdict, seen, hint = money(HOMERUN_DEADLINE="2020-01-01T00:00:00Z")
+    assert (verdict, "deadline" in seen, bool(hint)) == ("warn", True, True)
+
+
+def test_the_estimate_takes_upstreams_own_ratio_where_the_script_gives_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(homerun.machine, "_nvml", lambda: nvml(8, 80))
+    monkeypatch.setattr(
+        sys.modules[__name__], "FLAGS", FLAGS + 'p.add_argument("--target-param-data-ratio", default=10)\n'
+    )
+
+    def seconds(ratio):
+        script = BATCH_16.strip() + ratio + b"\n"
+        stage(tmp_path, script)
+        source = Source("u", None, None, tmp_path, "speedrun.sh", "0" * 64)
+        return estimate_seconds(source, read_plan(script), 20, [{"name": "H100"}] * 8)
+
+    assert seconds(b" --target-param-data-ratio=20") == pytest.approx(2 * seconds(b""))
+    assert 3 * 3600 < seconds(b" --target-param-data-ratio=20") < 4.5 * 3600  # upstream's own: 3 h 51 min in all
+
+
+def test_what_the_docs_say_of_the_checks_is_what_they_are(tmp_path):
+    rows = re.findall(r"^\| `([a-z-]+)` \| ([AB]) \| (\d+) s \|", Path("docs/preflight.md").read_text(), re.MULTILINE)
+    told = {name: (stage, float(limit)) for name, stage, limit in rows}
+    of_b = dict.fromkeys(GATES, ("B", stage_b.GATES_SECONDS)) | {TRAINING_SPEED: ("B", stage_b.STEPS_SECONDS)}
+    assert told == {check.name: (check.stage, check.limit) for check in stage(tmp_path)} | of_b
+    assert len(rows) == len(told)
+    assert max(limit for stage, limit in told.values() if stage == "A") < 60
+
+
 # -- the machine --------------------------------------------------------------------------------------------------
 
 
 def test_a_disk_that_is_too_small_is_caught(tmp_path):
     assert checks.check_disk(tmp_path, 1 << 60)[0] == "fail"
     assert checks.check_disk(tmp_path, 1)[0] == "pass"
+
+
+def test_an_old_python_is_caught():
+    assert checks.check_python()[0] == "pass"
+    verdict, seen, hint = checks.check_python((3, 9, 2))
+    assert (verdict, "3.9.2" in seen, "3.11" in hint) == ("fail", True, True)
+
+
+def test_a_slow_disk_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(checks, "WRITE_BYTES", 1 << 20)
+    monkeypatch.setattr(checks, "SLOW_WRITE", 1e15)
+    verdict, seen, hint = checks.check_write_speed(tmp_path)
+    assert (verdict, "MB/s" in seen, "local disk" in hint) == ("warn", True, True)
+
+
+def test_little_memory_is_warned_of(monkeypatch):
+    monkeypatch.setattr(checks, "memory_bytes", lambda: 16 * GIB)
+    verdict, seen, hint = checks.check_memory(GOOD)
+    assert (verdict, "16 GiB" in seen, "40 GiB" in hint) == ("warn", True, True)
+    assert checks.check_memory(Gpus())[0] == "pass"
 
 
 def test_a_folder_that_cannot_be_written_is_caught():
@@ -305,7 +420,10 @@ def test_the_command_passes_here_and_leaves_nothing_behind(tmp_path):
 
 
 def test_the_command_ends_with_3_and_names_the_check_that_failed(tmp_path):
-    done = preflight(tmp_path, WANDB_RUN="d24")
+    with socket.socket() as other:
+        other.bind(("0.0.0.0", 0))
+        other.listen()
+        done = preflight(tmp_path, HOMERUN_PORT=str(other.getsockname()[1]))
     assert done.returncode == 3
-    assert "wandb" in done.stderr
-    assert "WANDB_API_KEY" in done.stdout
+    assert done.stderr.startswith("error: 1 check failed: port")
+    assert "HOMERUN_PORT" in done.stdout

@@ -49,7 +49,10 @@ def command(
         Console(highlight=False).print(table(results))
     bad = failed(results)
     if bad:
-        print(f"error: {len(bad)} checks failed: {', '.join(result.name for result in bad)}", file=sys.stderr)
+        print(
+            f"error: {len(bad)} check{'s' * (len(bad) != 1)} failed: {', '.join(result.name for result in bad)}",
+            file=sys.stderr,
+        )
         sys.exit(int(Exit.PREFLIGHT))
 
 

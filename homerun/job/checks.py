@@ -9,9 +9,8 @@ from pathlib import Path
 from homerun import cost
 from homerun.bucket.checks import check_clock, check_landing, check_permission, check_writable
 from homerun.bucket.store import Store
-from homerun.job.begin import depths
 from homerun.job.estimate import check_estimate, estimate_seconds
-from homerun.job.fitting import asked, check_fit, gpus_here
+from homerun.job.fitting import asked, check_fit, gpu_rows
 from homerun.machine import checks as machine
 from homerun.machine import read_gpus, xid_errors
 from homerun.preflight import Check
@@ -39,10 +38,12 @@ def stage_a(
 ) -> list[Check]:
     """run: its id, for the bucket. folder: where the run's folder lies or will lie. base: its base dir.
     nproc: GPUs wanted, None for all there are."""
-    found, gpus = read_gpus(), gpus_here()
+    found = read_gpus()
+    gpus = gpu_rows(found)
     wanted = len(gpus) if nproc is None else nproc
     arguments = dict(phase_args or {})
-    depth = max(depths(source, arguments), default=None)
+    wants = asked(source, plan, arguments)
+    depth = wants.depth if wants else None
     price = cost.machine_price(gpus, settings.homerun_gpu_hour_price).usd_per_hour
     seconds = estimate_seconds(source, plan, depth, gpus[:wanted], arguments.get("base_train", ""))
     needed = upstream.disk_needed(plan, depth if gpus else None, settings.homerun_keep_last)
@@ -59,7 +60,8 @@ def stage_a(
         Check("memory", partial(machine.check_memory, found)),
         Check("compiler", partial(machine.check_compiler, found)),
         Check("port", partial(machine.check_port, settings.homerun_port, bool(environ.get("HOMERUN_PORT_FD")))),
-        Check("fit", lambda: check_fit(gpus[:wanted], asked(source, plan, arguments), settings.homerun_fit == "auto")),
+        Check("fit", lambda: check_fit(gpus[:wanted], wants, settings.homerun_fit == "auto")),
+        Check("upstream", partial(upstream.check_source, source)),
         Check("plan", partial(upstream.check_plan, plan)),
         Check("dataset", partial(upstream.check_dataset, source, plan, base, skip), limit=NETWORK_SECONDS),
         Check("wandb", partial(upstream.check_wandb, settings, environ), limit=NETWORK_SECONDS, late="warn"),

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from homerun.machine import read_gpus
+from homerun.machine import Gpus, read_gpus
 from homerun.settings import Settings
 from homerun.upstream.adapt import spelled
 from homerun.upstream.fit import Asked, Fit, fit, read_asked
@@ -15,11 +15,9 @@ from homerun.upstream.worktree import Source
 AUTO = "--fit auto (HOMERUN_FIT=auto)"
 
 
-def gpus_here() -> list[dict[str, Any]]:
-    """[{name, memory_bytes, capability}] of this machine."""
-    return [
-        {"name": gpu.name, "memory_bytes": gpu.memory_bytes, "capability": gpu.capability} for gpu in read_gpus().gpus
-    ]
+def gpu_rows(found: Gpus) -> list[dict[str, Any]]:
+    """[{name, memory_bytes, capability}], as `fit`, table and prices want them."""
+    return [{"name": gpu.name, "memory_bytes": gpu.memory_bytes, "capability": gpu.capability} for gpu in found.gpus]
 
 
 def asked(source: Source, plan: Plan, phase_args: Mapping[str, str]) -> Asked | None:
@@ -39,7 +37,7 @@ def wanted_fit(
     """The fit that the run shall be adapted to; None where the user did not ask for it, or nothing can be told."""
     if settings.homerun_fit != "auto":
         return None
-    gpus, wants = gpus_here(), asked(source, plan, phase_args)
+    gpus, wants = gpu_rows(read_gpus()), asked(source, plan, phase_args)
     return fit(gpus[:nproc], wants.depth, wants.sequence, wants.device_batch) if gpus and wants else None
 
 

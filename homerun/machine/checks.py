@@ -1,7 +1,6 @@
 """What preflight asks of the machine. Each check answers (verdict, seen, hint); None where it does not apply."""
 
 import os
-import platform
 import shutil
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from homerun.machine import GIB, Gpus, memory_bytes
 
 Finding = tuple[str, str, str]
 
+OLDEST_PYTHON = (3, 11)
 OLDEST_BASH = (5, 0)  # the tracer reads EPOCHREALTIME
 DRIVER_FAIL, DRIVER_WARN = 525, 570  # oldest for CUDA 12 at all, and the one that CUDA 12.8 was made for
 SLOW_WRITE = 100e6  # bytes a second; a d24 checkpoint of 11 GB would take two minutes
@@ -25,9 +25,11 @@ NVLINKED = ("A100-SXM", "H100 80GB HBM3", "H200", "B200", "B300")
 OTHER_BOX = "Take another machine: this one is not what you pay for"
 
 
-def check_python() -> Finding:
-    """Only says which it is: an older one could not have come this far."""
-    return "pass", f"Python {platform.python_version()} at {sys.executable}", ""
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Finding:
+    seen = f"Python {'.'.join(map(str, version))} at {sys.executable}"
+    if version < OLDEST_PYTHON:
+        return "fail", seen, "homerun needs Python 3.11 or newer: `apt-get install python3.11`"
+    return "pass", seen, ""
 
 
 def check_bash() -> Finding:
