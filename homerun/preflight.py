@@ -87,12 +87,15 @@ def failed(results: Iterable[Result]) -> list[Result]:
 
 
 def table(results: Iterable[Result]) -> Table:
-    """Check, verdict, what was seen, what to do; failures last, where the eye is."""
+    """Check, verdict, what was seen and, below it, what to do; failures last, where the eye is."""
     order = {"pass": 0, "warn": 1, "fail": 2}
     found = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("CHECK", "VERDICT", "SEEN", "WHAT TO DO"):
+    for name in ("CHECK", "VERDICT", "SEEN, AND WHAT TO DO"):
         found.add_column(name, overflow="fold", no_wrap=name in ("CHECK", "VERDICT"))
     for result in sorted(results, key=lambda result: (order[result.verdict], result.name)):
-        hint = result.hint if result.verdict != "pass" else ""
-        found.add_row(result.name, Text(result.verdict, STYLES[result.verdict]), Text(result.seen), Text(hint))
+        style = STYLES[result.verdict]
+        said = Text(result.seen)
+        if result.verdict != "pass" and result.hint:
+            said.append(f"\n→ {result.hint}", style)
+        found.add_row(result.name, Text(result.verdict, style), said)
     return found

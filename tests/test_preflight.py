@@ -80,8 +80,9 @@ def test_a_check_that_raises_has_failed_and_one_that_does_not_apply_is_left_out(
 
 def test_the_table_ends_with_what_failed():
     results = list(run_checks([Check("good", lambda: ("pass", "", "")), Check("bad", lambda: ("fail", "x", "do y"))]))
-    names = list(table(results).columns[0].cells)
+    names, _, said = (list(column.cells) for column in table(results).columns)
     assert names == ["good", "bad"]
+    assert [str(cell) for cell in said] == ["", "x\n→ do y"]
 
 
 # -- GPUs ---------------------------------------------------------------------------------------------------------

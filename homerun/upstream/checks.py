@@ -57,7 +57,7 @@ def check_dataset(source: Source, plan: Plan, base: Path, skip: frozenset[str] =
         try:
             answer = httpx.head(shard, timeout=PATIENCE_SECONDS, follow_redirects=True)
         except httpx.HTTPError as error:
-            return "fail", f"{shard}: {_why(error)}", "Check this machine's network; the data comes from there"
+            return "fail", f"{shard}: {_why(error)}", "Check this machine's network: the data comes from there"
         if answer.status_code != 200:
             return "fail", f"{shard}: HTTP {answer.status_code}", "The data has moved: use a newer commit (--ref)"
         sizes.append(int(answer.headers.get("content-length", 0)))
