@@ -101,7 +101,7 @@ def test_conditions_are_read_as_bash_would(script, tested, counted, background, 
 def test_builtins_functions_and_housekeeping_are_no_phases():
     plan = plan_of("""
         log() { echo "$(date) $1"; }
-        export A=1; mkdir -p x; cd x; source .venv/bin/activate; [ -d x ]; wait $PID; rm -rf y; mv a b
+        export A=1; mkdir -p x; cd x; source "$HOME/.cargo/env"; [ -d x ]; wait $PID; rm -rf y; mv a b
         log hello
         set -e; shopt -s nullglob; printf '%s' x | grep x | tee y
     """)
@@ -118,6 +118,7 @@ def test_builtins_functions_and_housekeeping_are_no_phases():
         ('"${CMD[@]}"', "computed"),
         ("eval $x", "eval"),
         ("source lib.sh", "lib.sh is sourced"),
+        ("source .venv/bin/activate", "it activates .venv, which nothing before makes"),
         ("exec torchrun -m scripts.base_train", "escapes the tracer"),
         ("command torchrun -m scripts.base_train", "escapes the tracer"),
         ("python - <<END\nprint(1)\nEND", "reads a script from the lines below"),

@@ -69,7 +69,8 @@ def test_every_commits_scripts_are_planned_without_a_miss(commit):
         for (line, module), (planned_line, planned_module) in zip(seen, planned, strict=True):
             assert module == planned_module
             assert line in (0, planned_line), (name, module)
-        assert plan.drift == (), name
+        drift = [line for line in plan.drift if "scaling_laws" not in name or "it activates .venv" not in line]
+        assert drift == [], name  # scaling_laws.sh is meant for a folder in which another script has run
         assert all(step.section for step in plan.steps), name
 
 

@@ -19,6 +19,7 @@ BUILTINS = frozenset(
 )
 SHELLS = ("sh", "bash", "dash", "zsh")
 _PYTHON = re.compile(r"(?:.*/)?(?:python[\d.]*|torchrun)[\"']?$")
+MAKES_VENV = {"uv", "venv", "virtualenv"}
 _SAFE_SOURCES = re.compile(r"(?:\.venv/bin/activate|\.cargo/env)[\"']?$")
 
 
@@ -90,6 +91,8 @@ def read_plan(source: bytes) -> Plan:
         words, remark = _phase(command, script)
         if remark:
             drift.append((command.line, remark))
+        if command.words[1:2] == (".venv/bin/activate",) and not any(MAKES_VENV & {*step.words} for step in steps):
+            drift.append((command.line, "it activates .venv, which nothing before makes: begin with `uv sync`"))
         if words:
             steps.append(_step(command, words, steps, script))
     for step in steps:
