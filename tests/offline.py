@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 GENERATIONS = {"G1": "7031985", "G2": "b4e6763", "G3": "92d63d4"}
-SHARDS = {"base_data": [*range(240)], "base_data_climbmix": [*range(170), 6542]}
+SHARDS = {"base_data": [*range(240)], "base_data_climbmix": [*range(1000), 6542]}  # miniseries.sh wants 1,000
 
 UV = """\
     #!/bin/bash

@@ -83,6 +83,28 @@ def test_every_generation_runs_whole_unmodified_and_is_proven(kit, tmp_path, gen
     assert "accuracy/ARC-Easy" in {metric for phase, metric in metrics if phase == "chat_eval-sft"}
 
 
+@pytest.mark.parametrize(("script", "trainings"), [("runcpu", 1), ("runs/miniseries.sh", 8)])
+def test_upstreams_other_scripts_run_whole_too(kit, tmp_path, script, trainings):
+    """A loop over depths with pipes, functions, `$( )` and a W&B run of its own; without a W&B key."""
+    env = settings(kit, tmp_path, "G3")
+    arguments = json.loads(env["HOMERUN_PHASE_ARGS"])
+    wanted = ["tok_train", "base_train"] + (["base_eval", "chat_sft"] if trainings == 1 else [])
+    if trainings > 1:
+        arguments["base_train"] += " --num-iterations=2 --eval-every=2 --core-metric-every=2 --sample-every=-1"
+    env["HOMERUN_PHASE_ARGS"] = json.dumps({name: arguments[name] for name in wanted})
+    env["HOMERUN_SKIP_CHECKS"] = "dataset,disk"
+    done = train(env, "G3", "--script", script)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
+    events = list(replay(tmp_path / "runs" / "run" / "journal.jsonl"))
+    verdicts = [event["verdict"] for event in events if event["type"] == "phase.end" and "base_train" in event["phase"]]
+    assert verdicts == ["ok"] * trainings
+    manifest = json.loads((tmp_path / "bucket" / "run" / "manifest.json").read_text())
+    models = {
+        e["key"] for e in manifest["entries"] if e["key"].startswith("base_checkpoints/") and "/model_" in e["key"]
+    }
+    assert len(models) == trainings
+
+
 def test_the_newest_generation_goes_on_at_its_checkpoint_after_a_kill_on_an_emptied_disk(kit, tmp_path):
     env = settings(kit, tmp_path, "G3")
     arguments = json.loads(env["HOMERUN_PHASE_ARGS"])
