@@ -90,3 +90,9 @@ def test_lists_split_at_commas_and_blanks():
 
 def test_an_override_wins_over_the_environment():
     assert Settings.load({"HOMERUN_PORT": "1"}, homerun_port=2).homerun_port == 2
+
+
+def test_every_setting_is_in_the_readme():
+    readme = Path(__file__).parents[1].joinpath("README.md").read_text()
+    missing = [name.upper() for name in Settings.model_fields if f"`{name.upper()}`" not in readme]
+    assert missing == []
