@@ -1,5 +1,7 @@
 """Settings: every variable once, typed; secrets from files; one line that names the variable, never its value."""
 
+from pathlib import Path
+
 import pytest
 
 from homerun.errors import Exit, RequestError
