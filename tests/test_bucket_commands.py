@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -105,6 +106,30 @@ def test_pull_brings_what_was_asked_for_and_nothing_else(environ, landed, tmp_pa
     for name in found - {"metadata.json"}:
         assert (home / name).read_bytes() == (landed / name).read_bytes()
     assert sorted(pulled.stdout.split()) == sorted(str(home / name) for name in found - {"metadata.json"})
+
+
+def copy_plainly(environ, folder) -> None:
+    """What `cp -r` does with a folder bucket, and `aws s3 cp --recursive` with any other: it knows of no manifest."""
+    if "R2_BUCKET_NAME" not in environ:
+        shutil.copytree(f"{environ['HOMERUN_DIR']}/bucket/{RUN}", folder)
+        return
+    boto3 = pytest.importorskip("boto3")
+    keys = {"aws_access_key_id": environ["R2_ACCESS_KEY_ID"], "aws_secret_access_key": environ["R2_SECRET_ACCESS_KEY"]}
+    s3 = boto3.client("s3", endpoint_url=environ["R2_ENDPOINT_URL"], region_name="auto", **keys)
+    for item in s3.list_objects_v2(Bucket=environ["R2_BUCKET_NAME"], Prefix=f"{RUN}/")["Contents"]:
+        path = folder / item["Key"].removeprefix(f"{RUN}/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        s3.download_file(environ["R2_BUCKET_NAME"], item["Key"], str(path))
+
+
+def test_a_plain_copy_is_the_run_and_a_pull_into_it_finds_every_file_right(environ, landed, tmp_path):
+    home = tmp_path / "home"
+    copy_plainly(environ, home)
+    made = {path.relative_to(landed) for path in landed.rglob("*") if path.is_file() and "outbox" not in path.parts}
+    assert made and all((home / name).read_bytes() == (landed / name).read_bytes() for name in made)
+    before = {path: path.stat().st_ino for path in home.rglob("*model*")}
+    assert homerun(environ, "pull", RUN, str(home)).returncode == 0
+    assert {path: path.stat().st_ino for path in home.rglob("*model*")} == before  # none was fetched again
 
 
 def test_a_pull_mends_a_torn_file_and_leaves_right_ones_alone(environ, landed, tmp_path):
