@@ -93,3 +93,8 @@ def test_a_disk_that_cannot_hold_the_proof_is_caught(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (verdict, "HOMERUN_DIR" in hint) == ("fail", True)
+
+
+def test_the_proof_comes_from_the_folder_that_the_run_will_use(tmp_path):
+    verdict, seen, _ = check_landing(FolderStore(tmp_path / "bucket"), "run", tmp_path / "absent")
+    assert (verdict, str(tmp_path / "absent") in seen) == ("fail", True)

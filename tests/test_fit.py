@@ -53,6 +53,9 @@ def adapted(line: str, found, flags, **own):
 def test_the_device_batch_is_only_lowered_and_fp8_follows_the_gpus():
     line = "torchrun -m scripts.base_train -- --depth=24 --device-batch-size=16 --fp8"
     assert adapted(line, fit([H100] * 8, 24), DASHES) == (["--depth=24", "--device-batch-size=16", "--fp8"], [])
+    eight = line.replace("16", "8")
+    assert adapted(eight, fit([H100] * 8, 24), DASHES)[0][1] == "--device-batch-size=8"
+    assert len(adapted(eight, fit([H100] * 8, 24), DASHES)[0]) == 3
     argv, (change,) = adapted(line, fit([A100] * 2, 24, device_batch=16), DASHES)
     assert argv == ["--depth=24", "--device-batch-size=16", "--device-batch-size=4"]
     assert (change.added, change.removed) == (("--device-batch-size=4",), ("--fp8",))

@@ -53,7 +53,7 @@ def train(env: dict[str, str], generation: str, *arguments: str) -> subprocess.C
 
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_generation_runs_whole_unmodified_and_is_proven(kit, tmp_path, generation):
-    env = settings(kit, tmp_path, generation)
+    env = settings(kit, tmp_path, generation) | {"HOMERUN_CHECK_STEPS": "true"}
     done = train(env, generation)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     events = list(replay(tmp_path / "runs" / "run" / "journal.jsonl"))
@@ -80,6 +80,10 @@ def test_every_generation_runs_whole_unmodified_and_is_proven(kit, tmp_path, gen
     assert ("base_train", "val_bpb") in metrics and ("base_eval", "core") in metrics
     steps = [event for event in events if event["type"] == "step" and event["phase"] == "base_train"]
     assert [event["step"] for event in steps] == list(range(20))
+    (speed,) = [event for event in events if event["type"] == "check" and event["name"] == "training-speed"]
+    assert speed["verdict"] == "pass" and "tokens/s over 20 steps; this CPU" in speed["seen"]
+    tried = (tmp_path / "runs" / "run" / "logs" / "a01" / "raw" / "training-speed.log").read_text()
+    assert "step 00019/00040" in tried and "Saved" not in tried and "CORE metric" not in tried
     assert "accuracy/ARC-Easy" in {metric for phase, metric in metrics if phase == "chat_eval-sft"}
 
 

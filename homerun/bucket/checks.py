@@ -60,9 +60,9 @@ def check_landing(store: Store, run: str, folder: Path) -> Finding:
     folder: the local one that the run's own files will lie in.
     """
     key = f"{run}/_check-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory(prefix=".landing-", dir=folder) as place:
-        there, back = Path(place, "there"), Path(place, "back")
-        try:
+    try:
+        with tempfile.TemporaryDirectory(prefix=".landing-", dir=folder) as place:
+            there, back = Path(place, "there"), Path(place, "back")
             there.write_bytes(os.urandom(PROOF_BYTES))
             begun = time.monotonic()
             landed = store.upload(there, key)
@@ -70,14 +70,14 @@ def check_landing(store: Store, run: str, folder: Path) -> Finding:
             begun = time.monotonic()
             store.download(key, back, etag=landed.etag, bytes=landed.bytes, sha256=landed.sha256)
             down = PROOF_BYTES / (time.monotonic() - begun) / 1e6
-        except HomerunError as error:
-            return "fail", error.what, error.next
-        except OSError as error:
-            return "fail", f"{folder}: {error.strerror}", "Free some disk space, or set HOMERUN_DIR to a bigger disk"
-        try:
-            store.delete([key])
-        except StoreError:
-            return "warn", "objects cannot be deleted", "Old checkpoints will stay: the token may not delete"
+    except HomerunError as error:
+        return "fail", error.what, error.next
+    except OSError as error:
+        return "fail", f"{folder}: {error.strerror}", "Free some disk space, or set HOMERUN_DIR to a bigger disk"
+    try:
+        store.delete([key])
+    except StoreError:
+        return "warn", "objects cannot be deleted", "Old checkpoints will stay: the token may not delete"
     return "pass", f"landed and read back {PROOF_BYTES >> 20} MiB ({up:.0f} MB/s up, {down:.0f} MB/s down)", ""
 
 

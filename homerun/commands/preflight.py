@@ -28,6 +28,8 @@ def command(
     skip: list[str] = typer.Option([], metavar="PHASE", help="A phase that the run will leave out."),
     fit: str = typer.Option(None, metavar="auto", help="As `homerun train` will get it."),
     price: float = typer.Option(None, "--gpu-hour-price", help="US dollars for a GPU and hour."),
+    budget: float = typer.Option(None, "--budget-usd", help="As `homerun train` will get it."),
+    deadline: str = typer.Option(None, help="As `homerun train` will get it."),
     as_json: bool = typer.Option(False, "--json", help="One JSON array of check, verdict, seen, hint, seconds."),
 ) -> None:
     """Check this machine, the bucket, upstream and the keys. Exit 3 when a run must not begin. Nothing is trained.
@@ -38,7 +40,9 @@ def command(
 
         homerun preflight --script recipes/toy.sh --json
     """
-    settings = Settings.load(homerun_gpu_hour_price=price, homerun_fit=fit)
+    settings = Settings.load(
+        homerun_gpu_hour_price=price, homerun_budget_usd=budget, homerun_deadline=deadline, homerun_fit=fit
+    )
     request = Request.from_arguments(
         settings, script=script, upstream=upstream, ref=ref, nproc=nproc, phase_args=phase_args, skip=skip
     )

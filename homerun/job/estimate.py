@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from homerun.cost import dollars, minutes, money
-from homerun.job.saving import BATCH_TOKENS, table_step_seconds
+from homerun.job.saving import BATCH_TOKENS, matmul_params, table_step_seconds
 from homerun.settings import Settings
 from homerun.upstream.flags import module_flags
 from homerun.upstream.plan import Plan
@@ -32,7 +32,7 @@ def estimate_seconds(
         flags = module_flags(source.root, step.module)
         default = flags.value([], "target-param-data-ratio") if flags else None
         known = float(default) if isinstance(default, int | float) and default > 0 else DEFAULT_RATIO
-        steps = (_number(words, "target-param-data-ratio") or known) * _params(depth) / batch
+        steps = (_number(words, "target-param-data-ratio") or known) * _params(depth, source, step.module) / batch
     return steps * step_seconds * batch / BATCH_TOKENS * WHOLE_RUN
 
 
@@ -58,9 +58,12 @@ def check_estimate(seconds: float | None, price: float | None, settings: Setting
     return "pass", seen, ""
 
 
-def _params(depth: int) -> float:
-    """Parameters of a depth: 12 matrices of width 64·depth a layer, embedding and head over 65,536 tokens."""
-    return 12 * depth * (64 * depth) ** 2 + 2 * 65_536 * 64 * depth
+def _params(depth: int, source: Source, module: str) -> float:
+    """Parameters that the ratio counts: all of them; since 2026, where the source says so, all but the embedding."""
+    embedding = 65_536 * 64 * depth
+    path = source.root.joinpath(*module.split(".")).with_suffix(".py")
+    counted = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return matmul_params(depth) + (0 if "num_scaling_params" in counted else embedding)
 
 
 def _number(words: str, flag: str) -> float | None:
