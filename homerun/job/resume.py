@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Identity = tuple[int, int, int]  # line, index, occurrence
 
+TOKENIZER = "tokenizer"  # the group
 # Phases that put caches and environments on the disk, which nothing brings home: they run again, and are quick where
 # their files are still there.
-TOKENIZER = "tokenizer"  # the group
 ALWAYS_AGAIN = frozenset({"dataset"})
 
 
