@@ -16,6 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from homerun.console.live import Live
 from homerun.console.plain import Plain
 from homerun.console.view import view
 from homerun.journal import Journal, replay
@@ -23,7 +24,7 @@ from homerun.report.write import write_report
 from homerun.state import RunState, fold
 
 EVENTS = 1_000_000
-PARTS = ("write", "fold", "console", "view", "report")
+PARTS = ("write", "fold", "plain", "live", "view", "report")
 
 
 def main() -> None:
@@ -47,9 +48,9 @@ def one(part: str, journal: Path, count: int) -> None:
         _write(Journal(journal, 1), count)
     elif part == "fold":
         fold(replay(journal))
-    elif part == "console":
+    elif part in ("plain", "live"):
         with open(os.devnull, "w", encoding="utf-8") as out:
-            console = Plain(out)
+            console = Plain(out) if part == "plain" else Live(out)
             for event in replay(journal):
                 console.event(event)
             console.close()

@@ -387,9 +387,8 @@ class RunState:
         self.facts[event["phase"], event["name"]] = event.get("value")
 
     def _on_sample(self, event: Event) -> None:
-        self.samples.append(
-            {"phase": event["phase"], "text": event["text"], "t": event["t"], "step": self.last.get("step")}
-        )
+        step = self.last.get("step") if self.last.get("phase") == event["phase"] else None
+        self.samples.append({"phase": event["phase"], "text": event["text"], "t": event["t"], "step": step})
 
     def _on_group(self, event: Event) -> None:
         self.groups.pop(event["group"], None)  # written again: to the end, and not secured

@@ -15,6 +15,7 @@ from homerun.report.content import content, count, reproduce
 from homerun.report.curves import plots
 from homerun.report.html import page
 from homerun.report.markdown import escape, markdown
+from homerun.report.published import GPT2_CORE, PUBLISHED, references
 from homerun.report.write import write_report
 from tests.story import Story, attempt, begin, end, speedrun, train
 
@@ -61,11 +62,57 @@ def test_it_says_what_ran_where_for_how_much_and_how_good():
     for expected in (
         "8 × NVIDIA H100 80GB HBM3", "570.86.15", "92d63d4e", "sha256 ea0beb34", "saves every 500 steps",
         "From start to first training step: 3 min, $1.07",
-        "| chat\\_eval-sft | ARC-Easy | 0.3876 |  | 0.3876 | 0.3876 |",
+        "saves every 500 steps: --save-every=500", "| accuracy | chat\\_eval-sft | published |",
+        "| ARC-Easy | 0.3876 | 0.3876 |", "October 2025, 7031985 | FineWeb-Edu | 0.2219 |  |  | 0.0884 |",
         "CORE 0.2219 is below GPT-2's 0.2565 (87% of it)", "homerun pull nanochat-d20", "homerun chat", "homerun serve",
         "The capital of France", "base\\_checkpoints/d20/001500",
     ):  # fmt: skip
         assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "words"),
+    [
+        (4, "chat_sft failed: exit status 1: out of memory", "Failed: chat_sft failed: exit status 1: out of memory."),
+        (6, "the budget of $9.00 would not hold the next save", "Stopped: the budget of $9.00 would not hold"),
+        (143, "ended by TERM", "Interrupted: ended by TERM. It can go on."),
+    ],
+)
+def test_an_attempt_that_ended_early_says_why_in_the_first_line(code, reason, words):
+    story = speedrun(steps=100)
+    del story.events[-2:]
+    story("attempt.end", code=code, reason=reason, safe="", next="homerun train --resume x")
+    assert rendered(story.state())[0].startswith(words)
+
+
+def test_what_was_changed_is_told_once_with_its_arguments():
+    story = speedrun(steps=100)
+    changes = [
+        *({"phase": phase, "what": "plain python"} for phase in ("base_train", "base_eval")),
+        {"phase": "base_train", "what": "your own arguments, last", "added": ["--depth=4", "--run=a b"]},
+    ]
+    next(event for event in story.events if event["type"] == "plan")["adapted"] = changes
+    text, _ = rendered(story.state())
+    assert "| base\\_train, base\\_eval | plain python |" in text
+    assert "| base\\_train | your own arguments, last: --depth=4 '--run=a b' |" in text
+
+
+def test_upstreams_own_report_is_linked_where_it_lies():
+    story = speedrun(steps=100)
+    assert "upstream_report" not in "".join(rendered(story.state()))
+    story("group", group="report/report.md", kind="report", phase="report-generate", bytes=1, files=1)
+    text, whole = rendered(story.state())
+    assert "[Upstream's own report](../upstream_report/report.md)" in text
+    assert '<a href="../upstream_report/report.md">' in whole
+
+
+def test_every_depth_has_its_published_figures_and_other_data_says_so():
+    found = {depth: [one.commit for one in references(depth)] for depth in (12, 20, 24, 26)}
+    assert found[12] == []
+    assert found[20] == ["7031985"]
+    assert found[24] == ["348fbb3", "324e69c", "6ed7d1d", "a825e63"]
+    assert len({one.data for one in references(24)}) == 2
+    assert all(one.core > GPT2_CORE for one in PUBLISHED if one.depth > 20)
 
 
 def test_the_phases_and_what_lies_between_them_add_up_to_the_whole():

@@ -1,5 +1,6 @@
 """`homerun report`: report.md and a page that opens offline, for any run here or in the bucket."""
 
+import os
 import sys
 import webbrowser
 from pathlib import Path
@@ -8,6 +9,7 @@ import typer
 
 from homerun.commands._runs import find, moment
 from homerun.errors import RequestError
+from homerun.report.content import OWN_REPORT
 from homerun.report.metadata import metadata
 from homerun.report.sinks import write_tensorboard, write_wandb
 from homerun.report.write import write_report
@@ -37,7 +39,10 @@ def command(
     if state.seq < 0:
         raise RequestError(f"{found.id} has written nothing yet", "Try again in some seconds")
     # The run's own report/ is the job's to write: what is proven in the bucket must not change afterwards.
-    paths = write_report(out or settings.homerun_dir / "reports" / found.id, state, moment(state))
+    folder = out or settings.homerun_dir / "reports" / found.id
+    own = found.dir / "home/.cache/nanochat/report/report.md" if found.dir else None
+    link = os.path.relpath(own, folder) if own and own.exists() else OWN_REPORT
+    paths = write_report(folder, state, moment(state), link)
     for path in paths:
         print(path)
     if tensorboard:

@@ -4,7 +4,8 @@ from itertools import takewhile
 from typing import Any
 
 from homerun.cost import minutes, money, totals
-from homerun.report.content import Block, Plots, Report, Section, Table, count
+from homerun.report.blocks import Block, Plots, Report, Section, Table
+from homerun.report.content import adapted, count
 from homerun.report.curves import plots
 from homerun.report.metadata import best, model
 from homerun.state import RunState
@@ -63,7 +64,11 @@ def side_by_side(runs: Runs) -> Table:
 
 
 def _adapted(runs: Runs) -> list[Block]:
-    rows = [[label, str(one.get("phase")), str(one.get("what"))] for label, state in runs for one in state.adapted]
+    found: dict[tuple[str, str], list[str]] = {}
+    for label, state in runs:
+        for change, phases in adapted(state).items():
+            found.setdefault((", ".join(phases), change), []).append(label)
+    rows = [[", ".join(labels), phases, change] for (phases, change), labels in found.items()]
     return ["Arguments adapted from outside:", Table(["run", "phase", "change"], rows)] if rows else []
 
 

@@ -4,75 +4,43 @@ Pure: a `RunState` in, a `Report` out. Only what is known is said; an unknown pr
 """
 
 import shlex
-from dataclasses import dataclass, field
 from typing import Any
 
 from homerun.cost import dollars, minutes, money, phase_cost, phase_seconds, totals
+from homerun.errors import Exit
+from homerun.report.blocks import Bar, Block, Code, Link, Plots, Report, Section, Table
+from homerun.report.evaluations import evaluations
 from homerun.report.metadata import best, checkpoints, iso, model
-from homerun.report.published import GPT2_CORE, reference
 from homerun.state import RunState
 
-
-@dataclass(frozen=True)
-class Table:
-    header: list[str]
-    rows: list[list[str]]
-    numbers: frozenset[int] = frozenset()  # columns that are set right-aligned
+# Where upstream's own report lies, seen from ours, in the bucket and in what `homerun pull` brings.
+OWN_REPORT = "../upstream_report/report.md"
 
 
-@dataclass(frozen=True)
-class Code:
-    """Commands or output, to be set as they are."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Bar:
-    """Shares of a whole: (name, share between 0 and 1, its words)."""
-
-    parts: list[tuple[str, float, str]]
-
-
-@dataclass(frozen=True)
-class Plots:
-    """Where the page has its curves; `note` is what a report without pictures says instead."""
-
-    note: str
-
-
-Block = str | Table | Code | Bar | Plots
-
-
-@dataclass
-class Section:
-    title: str
-    blocks: list[Block] = field(default_factory=list)
-
-
-@dataclass
-class Report:
-    """title: the run's id; verdict: the first line, one sentence."""
-
-    title: str
-    status: str
-    verdict: str
-    sections: list[Section]
-
-
-def content(state: RunState, now: float | None = None) -> Report:
+def content(state: RunState, now: float | None = None, own_report: str = OWN_REPORT) -> Report:
+    """now: Unix seconds, to count a live run up to. own_report: the address of upstream's own, where it wrote one."""
     now = state.updated if now is None else now
     sections = [
         _ran(state),
         _time_and_money(state, now),
         Section("Curves", [Plots("The curves are in index.html, beside this file.")] if state.curves else []),
-        _evaluations(state),
+        evaluations(state),
         _samples(state),
         _checkpoints(state),
-        _remarks(state),
+        _remarks(state, own_report),
         _how_to(state),
     ]
     return Report(state.run, state.status, verdict(state, now), [section for section in sections if section.blocks])
+
+
+# How an attempt ended that may be followed by another, by its exit code.
+_ENDED: dict[int | None, str] = {
+    Exit.PREFLIGHT: "Not begun",
+    Exit.PHASE: "Failed",
+    Exit.BUDGET: "Stopped",
+    Exit.STUCK: "Stopped",
+}
+_ENDED |= {Exit.UNPROVEN: "Not proven"}
 
 
 def verdict(state: RunState, now: float) -> str:
@@ -81,7 +49,7 @@ def verdict(state: RunState, now: float) -> str:
     words = {
         "good": "Good: everything is proven in the bucket.",
         "running": "Still running.",
-        "interrupted": "Interrupted; it can go on.",
+        "interrupted": f"{_ENDED.get(state.code, 'Interrupted')}: {_why(state)}. It can go on.",
     }.get(state.status, f"{state.status.capitalize()}: {_why(state)}.")
     depth = f"d{size['depth']}" if "depth" in size else "The model"
     params = f" ({count(size['params'])} parameters)" if "params" in size else ""
@@ -115,7 +83,7 @@ def _ran(state: RunState) -> Section:
     wrapper = (attempt.wrapper if attempt else None) or {}
     rows = [
         ("Run", state.run),
-        ("Began", iso(state.began)),
+        ("Began", _when(iso(state.began))),
         ("Upstream", f"{upstream.get('url')} at {upstream.get('commit')}" if upstream else None),
         ("Script", f"{state.script.get('path')}, sha256 {state.script.get('sha256')}" if state.script else None),
         ("GPUs", ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"),
@@ -138,14 +106,25 @@ def _ran(state: RunState) -> Section:
     )
     blocks: list[Block] = [Table(["", ""], [[name, str(value)] for name, value in rows if value])]
     if state.adapted:
-        changed = [
-            [str(one.get("phase")), str(one.get("what") or shlex.join(one.get("added") or []))] for one in state.adapted
-        ]
+        changes = [[", ".join(phases), change] for change, phases in adapted(state).items()]
         blocks += [
             "Arguments adapted from outside; the script itself ran byte for byte:",
-            Table(["phase", "change"], changed),
+            Table(["phase", "change"], changes),
         ]
     return Section("What ran, and where", blocks)
+
+
+def adapted(state: RunState) -> dict[str, list[str]]:
+    """{change: phases} of what was run otherwise than the script has it."""
+    found: dict[str, list[str]] = {}
+    for one in state.adapted:
+        words = shlex.join(map(str, one.get("added") or []))
+        found.setdefault(": ".join(filter(None, [one.get("what"), words])), []).append(str(one.get("phase")))
+    return found
+
+
+def _when(iso_time: str | None) -> str:
+    return iso_time[:19].replace("T", " ") + " UTC" if iso_time else ""
 
 
 def _is_number(value: Any) -> bool:
@@ -209,7 +188,7 @@ def _attempts(state: RunState) -> Table:
         rows.append(
             [
                 str(attempt.number),
-                iso(attempt.began) or "",
+                _when(iso(attempt.began)),
                 minutes(seconds),
                 money(usd),
                 ended,
@@ -219,42 +198,14 @@ def _attempts(state: RunState) -> Table:
     return Table(["attempt", "began", "time", "cost", "exit code", ""], rows, frozenset({2, 3, 4}))
 
 
-def _evaluations(state: RunState) -> Section:
-    known = reference(model(state).get("depth"))
-    tasks = dict(known.tasks) if known else {}
-    rows = []
-    for (phase, metric), found in state.evals.items():
-        theirs = tasks.get(metric.removeprefix("accuracy/"))
-        if metric == "core":
-            theirs = known.core if known else None
-        if metric == "chatcore":
-            theirs = tasks.get("ChatCORE")
-        if metric == "val_bpb":
-            theirs = known.val_bpb if known else None
-        best = f"{found.best:.4f}" + (f" at {found.best_step}" if found.best_step is not None else "")
-        step = "" if found.step is None else str(found.step)
-        cells = [phase, metric.removeprefix("accuracy/"), f"{found.value:.4f}", step, best]
-        rows.append([*cells, "" if theirs is None else f"{theirs:.4f}"])
-    if not rows:
-        return Section("Evaluations")
-    header = ["phase", "metric", "value", "step", "best", "published"]
-    if not any(row[-1] for row in rows):
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    blocks: list[Block] = [Table(header, rows, frozenset({2, 3, 4, 5}))]
-    core = max((found.best for _, found in state.metric("core")), default=None)
-    if core is not None:
-        side = "above" if core > GPT2_CORE else "below"
-        blocks.append(f"CORE {core:.4f} is {side} GPT-2's {GPT2_CORE:.4f} ({core / GPT2_CORE:.0%} of it).")
-    if known:
-        blocks.append(f"Published: {known.what}, nanochat {known.commit}, on 8 × H100.")
-    return Section("Evaluations", blocks)
-
-
 def _samples(state: RunState, most: int = 12) -> Section:
     blocks: list[Block] = []
+    before = None
     for sample in list(state.samples)[-most:]:
         step = f", step {sample['step']}" if sample.get("step") is not None else ""
-        blocks += [f"{sample['phase']}{step}:", Code(str(sample["text"]))]
+        if (title := f"{sample['phase']}{step}:") != before:
+            blocks.append(before := title)
+        blocks.append(Code(str(sample["text"]).removeprefix("<|bos|>")))
     return Section("Samples", blocks)
 
 
@@ -268,7 +219,7 @@ def _checkpoints(state: RunState) -> Section:
     for one in found:
         score = "" if one["score"] is None else f"{one['score']:.4f}"
         mark = "best" if one["score"] is not None and one["score"] == best[_stage(one)] else ""
-        secured = one["secured"][:19].replace("T", " ") + " UTC" if one["secured"] else "no"
+        secured = _when(one["secured"]) or "no"
         step = "" if one["step"] is None else str(one["step"])
         rows.append([one["group"], step, f"{one['bytes'] / 1e6:,.1f} MB", score, mark, secured])
     header = ["checkpoint", "step", "size", "val bpb", "", "in the bucket since"]
@@ -279,7 +230,7 @@ def _stage(checkpoint: dict[str, Any]) -> str:
     return str(checkpoint["group"]).partition("/")[0]
 
 
-def _remarks(state: RunState) -> Section:
+def _remarks(state: RunState, own_report: str) -> Section:
     blocks: list[Block] = []
     if state.stop:
         blocks.append(f"Stopped ({state.stop['why']}): {state.stop['text']}{_idle(state)}")
@@ -296,9 +247,8 @@ def _remarks(state: RunState) -> Section:
     ):
         if rows:
             blocks += [title, Table(header, rows)]
-    own = [group.group for group in state.groups.values() if group.kind == "report"]
-    if own:
-        blocks.append(f"Upstream's own report is kept with the artifacts: {', '.join(own)}.")
+    if any(group.kind == "report" for group in state.groups.values()):
+        blocks.append(Link("Upstream's own report", own_report))
     return Section("Remarks", blocks)
 
 

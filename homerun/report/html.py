@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from homerun.report.content import Bar, Block, Code, Plots, Report, Table
+from homerun.report.blocks import Bar, Block, Code, Link, Plots, Report, Table
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing is ever fetched
@@ -58,6 +58,8 @@ def _block(block: Block) -> str:
             return f'<div class="bar" role="img" aria-label="{escape(words)}">{parts}</div>'
         case Plots():
             return '<div id="plots"><noscript><p>The curves need JavaScript.</p></noscript></div>'
+        case Link():
+            return f'<p><a href="{escape(block.href)}">{escape(block.text)}</a></p>'
         case _:
             return f"<p>{escape(block)}</p>"
 

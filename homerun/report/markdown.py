@@ -1,10 +1,11 @@
 """A report as Markdown: report.md, readable as plain text too."""
 
 import re
+from urllib.parse import quote
 
-from homerun.report.content import Bar, Block, Code, Plots, Report, Table
+from homerun.report.blocks import Bar, Block, Code, Link, Plots, Report, Table
 
-BAR_WIDTH = 40
+BAR_WIDTH, LEAST_SHARE = 40, 0.005  # the table below has those that would be no bar
 
 
 def markdown(report: Report) -> str:
@@ -23,9 +24,11 @@ def _block(block: Block) -> str:
             fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", block.text)), default=0))
             return f"{fence}\n{block.text}\n{fence}"
         case Bar():
-            return "\n".join(["```", *(_share(*part) for part in block.parts), "```"])
+            return "\n".join(["```", *(_share(*part) for part in block.parts if part[1] >= LEAST_SHARE), "```"])
         case Plots():
             return block.note
+        case Link():
+            return f"[{escape(block.text)}]({quote(block.href)})"
         case _:
             return escape(block)
 

@@ -7,6 +7,7 @@
   if (!root || !plots.length) return;
   const AXES = ["steps", "tokens", "hours", "dollars"]; // places 0..3 of a point; place 4 is the value
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3], [4, 2], [1, 4]]; // told apart without colour
+  const dashes = (index) => DASHES[(index + Math.floor(index / 6)) % 6]; // colour and dash together: 36 lines
   const LEFT = 58, RIGHT = 10, TOP = 10, BOTTOM = 40;
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const make = (tag, attributes = {}, ...children) => {
@@ -74,7 +75,7 @@
       const input = make("input", { type: "checkbox" });
       input.checked = true;
       input.addEventListener("change", () => { hidden[input.checked ? "delete" : "add"](index); draw(); });
-      const line = `<svg viewBox="0 0 32 10" aria-hidden="true"><line x1="0" y1="5" x2="32" y2="5" stroke="var(--s${index % 6})" stroke-width="2.5" stroke-dasharray="${DASHES[index % 6].join(" ")}"/></svg>`;
+      const line = `<svg viewBox="0 0 32 10" aria-hidden="true"><line x1="0" y1="5" x2="32" y2="5" stroke="var(--s${index % 6})" stroke-width="2.5" stroke-dasharray="${dashes(index).join(" ")}"/></svg>`;
       const label = make("label", {});
       if (data.series.length > 1) label.append(input, " ");
       label.insertAdjacentHTML("beforeend", line);
@@ -148,7 +149,7 @@
     // One line: where several points share a pixel column, from the lowest to the highest of them.
     function stroke(pen, line, toX, toY) {
       pen.strokeStyle = pen.fillStyle = css("--s" + (line.index % 6));
-      pen.setLineDash(DASHES[line.index % 6]); pen.lineWidth = 1.6; pen.lineJoin = "round";
+      pen.setLineDash(dashes(line.index)); pen.lineWidth = 1.6; pen.lineJoin = "round";
       const few = line.points.length <= 40;
       pen.beginPath();
       let column = null, low = 0, high = 0, last = 0, started = false;

@@ -3,16 +3,16 @@
 import os
 from pathlib import Path
 
-from homerun.report.content import content
+from homerun.report.content import OWN_REPORT, content
 from homerun.report.curves import plots
 from homerun.report.html import page
 from homerun.report.markdown import markdown
 from homerun.state import RunState
 
 
-def write_report(folder: Path, state: RunState, now: float | None = None) -> list[Path]:
-    """Write both files, each atomically; their paths. now: Unix seconds, to count a live run up to."""
-    report = content(state, now)
+def write_report(folder: Path, state: RunState, now: float | None = None, own_report: str = OWN_REPORT) -> list[Path]:
+    """Write both files, each atomically; their paths. now, own_report: as `content` takes them."""
+    report = content(state, now, own_report)
     return [
         write_text(folder / "report.md", markdown(report)),
         write_text(folder / "index.html", page(report, plots([("", state)]))),
