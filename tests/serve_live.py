@@ -11,10 +11,11 @@ import uvicorn
 
 
 @contextlib.contextmanager
-def live(app: Any) -> Iterator[str]:
-    """The base URL of `app`, served until the block ends."""
+def live(app: Any, port: int = 0) -> Iterator[str]:
+    """The base URL of `app`, served until the block ends. port: 0 takes any that is free."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()

@@ -1,5 +1,7 @@
 """`homerun serve`, `chat` and `export` on runs: on this machine, in the bucket, with upstream's code fetched or not."""
 
+import asyncio
+import contextlib
 import json
 import os
 import pty
@@ -16,6 +18,9 @@ from typer.testing import CliRunner
 
 from homerun.cli import build
 from homerun.commands._models import find_checkout, find_source
+from homerun.serve.checkpoints import find_checkpoints
+from homerun.serve.ours import load_ours
+from homerun.serve.talk import Talk
 from homerun.settings import Settings
 from tests.serve_tree import make_tree
 from tests.web_run import RUN, make_run
@@ -40,6 +45,7 @@ def test_a_run_in_the_bucket_is_brought_home_once_and_answers(tmp_path, monkeypa
     tree, outbox = run / "home/.cache/nanochat", Outbox(run / "outbox")
     for group, step, paths in (
         ("tokenizer", None, [tree / "tokenizer/tokenizer.pkl"]),
+        ("base_checkpoints/d2/000010", 10, sorted((tree / "base_checkpoints/d2").iterdir())),
         ("chatsft_checkpoints/d2/000010", 10, sorted((tree / "chatsft_checkpoints/d2").iterdir())),
     ):
         files = [describe(run, str(path.relative_to(run)), str(path.relative_to(tree))) for path in paths]
@@ -48,11 +54,13 @@ def test_a_run_in_the_bucket_is_brought_home_once_and_answers(tmp_path, monkeypa
     assert not push(settings, run, lambda lease: None, lambda error: None).failed
     shutil.rmtree(run)
     monkeypatch.setenv("HOMERUN_DIR", str(tmp_path))
+    assert [c.stage for c in find_checkpoints(find_source(settings, RUN, every=True).folder)] == ["sft", "base"]
+    shutil.rmtree(tmp_path / "models")
     for _ in range(2):
         done = CliRunner().invoke(build(["chat"]), ["chat", RUN, "-p", "the fox?", "--max-tokens", "4", "--seed", "1"])
         assert done.exit_code == 0, done.exception
         assert done.stdout.strip()
-    assert (tmp_path / "models" / RUN / "chatsft_checkpoints/d2/model_000010.pt").exists()
+    assert [c.id for c in find_checkpoints(tmp_path / "models" / RUN)] == ["sft-d2-000010"]
 
 
 def test_upstreams_code_is_fetched_as_metadata_says_and_its_lack_is_told(tmp_path, capsys):
@@ -114,6 +122,50 @@ def test_a_token_is_made_for_a_terminal_and_for_nothing_else(tmp_path):
     assert httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {token}"}).status_code == 200
     seen.terminate()
     seen.wait()
+
+
+def test_a_conversation_goes_on_until_an_empty_line(tmp_path):
+    tree = make_tree(tmp_path)
+    arguments = ["chat", str(tree), "--max-tokens", "6", "--seed", "1", "--device", "cpu"]
+
+    def talk(words: str) -> list[str]:
+        done = CliRunner().invoke(build(["chat"]), arguments, input=words)
+        assert done.exit_code == 0, done.exception
+        return done.stdout.splitlines()
+
+    first, second, again = talk("the fox?\nand then?\n/new\nthe fox?\n\nnot asked\n")
+    assert first == again != second  # a conversation is remembered, and forgotten when told to
+
+
+def test_an_answer_that_is_interrupted_stays_in_the_conversation(tmp_path):
+    engine = load_ours(find_checkpoints(make_tree(tmp_path))[0], "cpu")
+
+    async def main() -> list[str]:
+        talk = Talk(engine, 0.6, 50, 200, seed=1)
+        async with contextlib.aclosing(talk.say("the fox?")) as pieces:
+            said = await anext(pieces)
+        talk.max_tokens = 3
+        async for _ in talk.say("and then?"):
+            pass
+        assert talk.messages[1]["content"] == said
+        return [message["role"] for message in talk.messages]
+
+    try:
+        assert asyncio.run(main()) == ["user", "assistant"] * 2
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_the_prompt_ends_the_talk_at_once(tmp_path):
+    master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "homerun", "chat", str(make_tree(tmp_path)), "--device", "cpu"]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True)
+    said = b""
+    while b"> " not in said:
+        said += os.read(master, 4096)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
 
 
 @pytest.mark.parametrize("command", ["serve", "chat", "export"])

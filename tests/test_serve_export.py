@@ -2,12 +2,10 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from click.testing import Result
 from typer.testing import CliRunner
 
 from homerun.cli import build
@@ -113,25 +111,25 @@ def test_the_commands_answer_and_export(tree, tmp_path):
     assert isinstance(run.exception, RequestError) and "already there" in str(run.exception)
 
 
-def push(tree, out, hub, **environ):
-    """`homerun export --push` in a process of its own: the Hub's address is read when its library is imported."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HOMERUN", "HF_"))}
-    command = [sys.executable, "-m", "homerun", "export", str(tree), str(out), "--push", "me/my-model"]
-    return subprocess.run(command, env={**kept, **hub.environ, **environ}, capture_output=True, text=True, timeout=120)
+def test_what_is_pushed_is_what_was_exported_in_a_private_repository(tree, tmp_path, monkeypatch):
+    def push(out: str, token: str) -> Result:
+        monkeypatch.setenv("HF_TOKEN", token)
+        return CliRunner().invoke(
+            build(["export"]), ["export", str(tree), str(tmp_path / out), "--push", "me/my-model"]
+        )
 
-
-@pytest.mark.slow
-def test_what_is_pushed_is_what_was_exported_in_a_private_repository(tree, tmp_path):
     with FakeHub() as hub:
-        done = push(tree, tmp_path / "out", hub)
-        assert done.returncode == 0, done.stderr
+        for name, value in (("ENDPOINT", hub.url), ("HF_HUB_DISABLE_XET", True)):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        done = push("out", hub.token)
+        assert done.exit_code == 0, done.exception
         assert done.stdout.splitlines()[-1] == f"{hub.url}/me/my-model"
         files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
         assert hub.repos["me/my-model"] == files and "model.safetensors" in files and "README.md" in files
         assert hub.private["me/my-model"] is True
-        refused = push(tree, tmp_path / "again", hub, HF_TOKEN="hf_wrong-token")
-        assert refused.returncode == 2 and "the Hub did not take me/my-model" in refused.stderr
-        assert "Traceback" not in refused.stderr and "hf_wrong-token" not in refused.stderr + refused.stdout
+        refused = push("again", "hf_wrong-token")
+        assert "the Hub did not take me/my-model" in str(refused.exception)
+        assert "hf_wrong-token" not in str(refused.exception) + refused.output
 
 
 def test_a_push_without_a_token_is_refused_before_any_work(tree, tmp_path, monkeypatch):

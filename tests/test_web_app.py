@@ -435,6 +435,37 @@ def test_a_silence_after_the_runs_end_ends_the_process_with_0(tmp_path):
     assert process.wait(30) == 0
 
 
+def test_a_page_that_only_stays_open_is_no_use_and_an_answer_is(run):
+    site = site_of(run)
+    app = create_app(site, TOKEN)
+    with live(app) as url:
+        wait_for(lambda: httpx.get(f"{url}/api/run", headers=AUTH).json()["chat"])
+        before = app.used_at
+        for path in ("/", "/chat", "/api/run", "/v1/models", "/metrics"):
+            assert httpx.get(url + path, headers=AUTH).status_code == 200
+        assert app.used_at == before and not site.answering()
+        body = {"messages": [{"role": "user", "content": "hi"}], "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=AUTH, timeout=60) as stream:
+            next(stream.iter_lines())
+            assert app.used_at > before
+            wait_for(lambda: all(engine.stats()["tokens"] for engine in site.models.loaded().values()))
+        wait_for(lambda: not site.answering())
+
+
+@pytest.mark.slow
+def test_an_idle_page_ends_the_job_and_so_the_box(tmp_path):
+    """KEEP_ALIVE holds the job after its run; HOMERUN_IDLE_MINUTES lets it go, with the run's own exit code."""
+    script = tmp_path / "tiny.sh"
+    script.write_text("python -c 'print(1)'\n")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("HOMERUN")}
+    environ |= {"HOMERUN_DIR": str(tmp_path / "dir"), "HOMERUN_RUN_ID": "run", "HOMERUN_PORT": "0"}
+    environ |= {"KEEP_ALIVE": "true", "HOMERUN_IDLE_MINUTES": "0.01", "HOMERUN_SERVE_TOKEN": TOKEN}
+    command = [sys.executable, "-m", "homerun", "train", "--script", str(script)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "page and chat stay up" in done.stdout
+
+
 def test_no_key_of_the_job_reaches_the_web_process():
     keys = {
         "R2_SECRET_ACCESS_KEY": "s",

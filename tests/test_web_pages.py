@@ -1,7 +1,10 @@
 """Both pages in a real Chromium, on a desktop and on a phone."""
 
 import json
+import os
 import re
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,7 @@ from tests import browsing
 from tests.browsing import SIZES, TOKEN, ask, fits, open_chat, open_page, until
 from tests.serve_live import live
 from tests.serve_tree import make_tree
+from tests.test_serve_upstream import make_checkout
 from tests.web_run import RUN, begin_run, fail_run, make_run
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(browsing.missing(), reason="no Chromium")]
@@ -189,22 +193,49 @@ def test_a_question_is_answered_in_a_stream_that_can_be_seen(page):
     assert fits(page)
 
 
-def test_an_answer_can_be_stopped_regenerated_and_a_question_edited(desk):
-    open_chat(desk)
-    desk.fill("#words", "the quick fox?")
-    desk.keyboard.press("Enter")
-    desk.wait_for_selector("#stop:visible")
-    desk.keyboard.press("Escape")
-    desk.wait_for_selector("#send:visible")
-    assert desk.locator(".failed").count() == 0
-    first = desk.inner_text(".message.assistant .text")
-    desk.click("text=Regenerate")
-    desk.wait_for_selector(".message.assistant:not(.writing)", timeout=60_000)
-    assert desk.locator(".message.assistant").count() == 1
-    assert desk.inner_text(".message.assistant .text") != first
-    desk.focus("#words")
-    desk.keyboard.press("ArrowUp")
-    assert desk.input_value("#words") == "the quick fox?" and desk.locator(".message").count() == 0
+def hold(monkeypatch, engine) -> threading.Event:
+    """A few tokens of the next answer come, then none until the event is set."""
+    real, calls, go = engine.model.transformer.forward, iter(range(10**6)), threading.Event()
+    forward = lambda *args: (next(calls) < 9 or go.wait(60), real(*args))[1]  # noqa: E731
+    monkeypatch.setattr(engine.model.transformer, "forward", forward)
+    return go
+
+
+def test_an_answer_can_be_stopped_regenerated_and_a_question_edited(browser, tmp_path, monkeypatch):
+    site = Site(models=open_models(make_tree(tmp_path), "cpu"))
+    with live(create_app(site, TOKEN)) as url:
+        for page in open_page(browser, url, **SIZES["desktop"]):
+            open_chat(page)
+            ask(page, "warm up")
+            page.click("#new")
+            (engine,) = site.models.loaded().values()
+            go = hold(monkeypatch, engine)
+            page.fill("#words", "the quick fox?")
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#stop:visible")
+            page.keyboard.press("Escape")
+            page.wait_for_selector("#send:visible")
+            go.set()
+            assert page.locator(".failed").count() == 0
+            first = page.inner_text(".message.assistant .text")
+            page.click("text=Regenerate")
+            page.wait_for_selector(".message.assistant:not(.writing)", timeout=60_000)
+            assert page.locator(".message.assistant").count() == 1
+            assert page.inner_text(".message.assistant .text") != first
+            page.focus("#words")
+            page.keyboard.press("ArrowUp")
+            assert page.input_value("#words") == "the quick fox?" and page.locator(".message").count() == 0
+
+
+def test_an_answer_is_copied_as_it_was_written(browser, url):
+    for page in open_page(browser, url, **SIZES["desktop"], permissions=["clipboard-read", "clipboard-write"]):
+        open_chat(page)
+        with page.expect_response("**/v1/chat/completions") as response:
+            ask(page, "the fox?")
+        chunks = re.findall(r'"content": ("(?:[^"\\]|\\.)*")', response.value.text())
+        page.click("text=Copy")
+        page.wait_for_selector("text=Copied")
+        assert page.evaluate("navigator.clipboard.readText()") == "".join(map(json.loads, chunks))
 
 
 def test_another_stage_can_be_chosen_and_the_settings_reach_the_model(desk):
@@ -342,7 +373,36 @@ def test_a_server_that_goes_away_is_said_on_both_pages(browser, tmp_path):
     chat.keyboard.press("Enter")
     chat.wait_for_selector(".failed")
     assert "cannot be reached" in chat.inner_text(".failed")
+    with live(app_of(run), int(url.rpartition(":")[2])):  # the same port: both pages find it again by themselves
+        until(page, "document.querySelector('#status').textContent === 'good'")
+        chat.click("text=Regenerate")
+        chat.wait_for_selector(".message.assistant:not(.writing)", timeout=60_000)
+        assert chat.locator(".failed").count() == 0
     context.close()
+
+
+@pytest.mark.slow
+def test_a_model_process_that_is_killed_is_said_and_started_again(browser, tmp_path):
+    """Upstream's code in its own process, killed in the middle of an answer."""
+    tree, checkout = make_tree(tmp_path / "tree", sequence_len=40), make_checkout(tmp_path / "src", scale=1.3)
+    site = Site(models=open_models(tree, "cpu", checkout))
+    with live(create_app(site, TOKEN)) as url:
+        for page in open_page(browser, url, **SIZES["desktop"]):
+            open_chat(page)
+            ask(page, "hi")
+            (engine,) = site.models.loaded().values()
+            killed = engine.pid
+            os.kill(killed, signal.SIGSTOP)  # so that the answer is not whole before
+            page.click("#new")
+            page.fill("#words", "hi")
+            page.keyboard.press("Enter")
+            page.wait_for_selector(".message.writing")
+            os.kill(killed, signal.SIGKILL)
+            page.wait_for_selector(".failed", timeout=60_000)
+            assert "it starts again" in page.inner_text(".failed")
+            page.click("text=Regenerate")
+            page.wait_for_selector(".message.assistant:not(.writing)", timeout=120_000)
+            assert page.locator(".failed").count() == 0 and engine.pid != killed
 
 
 # -- accessibility ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,12 @@ from homerun.web.logs import Logs
 from homerun.web.server import environment, listen, serve
 
 
+def _wait_for_the_jobs_end() -> None:
+    while os.read(0, 4096):  # not sys.stdin: its lock, held by a thread, aborts the interpreter when we end first
+        pass
+    os._exit(0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m homerun.web", description="The live page of a run.")
     parser.add_argument("run_dir", type=Path)
@@ -27,7 +33,7 @@ def main() -> None:
     parser.add_argument("--lifeline", action="store_true", help="end when stdin closes: the job is gone")
     arguments = parser.parse_args()
     if arguments.lifeline:
-        threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+        threading.Thread(target=_wait_for_the_jobs_end, daemon=True).start()
     kept = environment(os.environ)
     for name in set(os.environ) - set(kept):
         del os.environ[name]

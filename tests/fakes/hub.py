@@ -19,10 +19,6 @@ class FakeHub(FakeService):
         self.private: dict[str, bool] = {}
         self.large: dict[str, bytes] = {}  # by sha256
 
-    @property
-    def environ(self) -> dict[str, str]:
-        return {"HF_ENDPOINT": self.url, "HF_TOKEN": self.token, "HF_HUB_DISABLE_XET": "1"}
-
     def answer(self, request: Request) -> Reply:
         if request.path.startswith("/large/"):  # a URL that was signed: no token
             sha256 = request.path.removeprefix("/large/")
@@ -40,7 +36,7 @@ class FakeHub(FakeService):
             name = "/".join(filter(None, (wanted.get("organization"), wanted["name"])))
             status = 409 if name in self.repos else 200
             self.repos.setdefault(name, {})
-            self.private.setdefault(name, wanted.get("private"))
+            self.private.setdefault(name, "private" in (wanted.get("visibility"), wanted.get("private") and "private"))
             return Reply(status, {"url": f"{self.url}/{name}", "name": name})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", request.path):
             return self._preupload(request) if found[2] == "preupload" else self._commit(found[1], request.body)
