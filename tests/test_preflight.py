@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
+from fake_upstream import homerun as homerun_command
 
 import homerun.machine
 from homerun.bucket.folder import FolderStore
@@ -418,6 +419,14 @@ def test_the_command_passes_here_and_leaves_nothing_behind(tmp_path):
     results = {one["name"]: one for one in json.loads(done.stdout)}
     assert {"python", "bash", "disk", "bucket", "bucket-landing", "plan", "wandb"} <= set(results)
     assert [path for path in (tmp_path / "home").rglob("*") if path.is_file() and path.name != ".lock"] == []
+
+
+def test_an_upstream_that_cannot_be_reached_is_a_failed_check(tmp_path):
+    env = {"HOMERUN_DIR": str(tmp_path / "home"), "HOMERUN_PORT": "0"}
+    done = homerun_command("preflight", "--upstream", "http://127.0.0.1:9/nanochat", "--json", **env)
+    assert done.returncode == 3
+    (check,) = json.loads(done.stdout)
+    assert (check["name"], check["verdict"], bool(check["hint"])) == ("upstream", "fail", True)
 
 
 def test_the_command_ends_with_3_and_names_the_check_that_failed(tmp_path):

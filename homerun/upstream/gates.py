@@ -109,9 +109,13 @@ def gate_attention(nproc):
     from nanochat import flash_attention
 
     major = torch.cuda.get_device_capability()[0]
-    if not flash_attention.HAS_FA3:
-        hint = "It comes from huggingface.co at run time: check the network, or fill HF_HOME beforehand"
-        return "fail" if major == 9 else "warn", "flash attention is not available: training will be slow", hint
+    if not getattr(flash_attention, "USE_FA3", flash_attention.HAS_FA3):  # loaded, and chosen for this dtype
+        hint = "It comes from huggingface.co at run time: check the network, or fill HF_HOME; it wants bfloat16"
+        return (
+            "fail" if major == 9 else "warn",
+            "flash attention is not available or not used: training will be slow",
+            hint,
+        )
     q = torch.randn(1, 256, 4, 128, device="cuda", dtype=torch.bfloat16)
     try:
         out = flash_attention.flash_attn.flash_attn_func(q, q, q, causal=True, window_size=(-1, 0))
