@@ -9,9 +9,10 @@ from fake_upstream import homerun, make
 
 from homerun.bucket import cache
 from homerun.bucket.folder import FolderStore
-from homerun.bucket.outbox import Request, describe
+from homerun.bucket.outbox import Outbox, Request, describe
 from homerun.bucket.store import Changed, Corrupt, FileChanged
 from homerun.errors import UnprovenError
+from homerun.job.inputs import InputCache
 from homerun.journal import replay
 from homerun.upstream.adapt import Wishes
 from homerun.upstream.inputs import Inputs, find_inputs
@@ -210,6 +211,25 @@ def test_only_what_the_sources_name_is_an_input_and_a_machines_other_models_are_
         "huggingface/datasets/allenai___ai2_arc": ["allenai___ai2_arc/data.arrow"],
     }
     assert inputs(root).path(shards) == "base/base_data"
+
+
+@pytest.mark.s3
+def test_keys_for_one_run_alone_turn_the_cache_off_with_one_warning(s3_server, tmp_path):
+    root, said = make(tmp_path), []
+    (root / "base/base_data").mkdir(parents=True)
+    (root / "base/base_data/shard_00000.parquet").write_text("x")
+    outbox = Outbox(tmp_path / "outbox")
+    off = InputCache(
+        s3_server.store(keys="scoped"), inputs(root), tmp_path, outbox, lambda type, **_: said.append(type)
+    )
+    off.bring()
+    off.offer()
+    assert said == ["warning"] and not outbox.pending()
+    on = InputCache(s3_server.store(), inputs(root), tmp_path, outbox, lambda type, **_: said.append(type))
+    on.bring()
+    on.offer()
+    on.offer()
+    assert said == ["warning"] and len(outbox.pending()) == 1
 
 
 # -- whole runs --------------------------------------------------------------------------------------------------------
