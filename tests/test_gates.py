@@ -15,6 +15,7 @@ from running import Marked, wait_until
 from homerun.job.gates import TABLE_DEPTHS
 from homerun.job.saving import table_tokens_per_second
 from homerun.journal import replay
+from homerun.trainer.dataset import write_shard
 from homerun.upstream import stage_b
 from homerun.upstream.flags import Flags
 from homerun.upstream.stage_b import LATE, STOPPED, Trial, judge_trial, run_aside, run_gates, trial_argv, try_steps
@@ -280,7 +281,7 @@ TINY = """\
 export OMP_NUM_THREADS=1
 export NANOCHAT_BASE_DIR="$HOME/.cache/nanochat"
 mkdir -p "$NANOCHAT_BASE_DIR"
-python -m homerun.trainer.dataset -n 1
+cp -r DATA "$NANOCHAT_BASE_DIR/base_data"
 python -m homerun.trainer.tok_train --vocab-size=512 --max-chars=50000
 torchrun -m homerun.trainer.base_train -- --depth=2 --aspect-ratio=32 --head-dim=32 --max-seq-len=64 \\
   --device-batch-size=2 --total-batch-size=128 --num-iterations=3 --eval-tokens=128 --save-every=1
@@ -289,7 +290,10 @@ torchrun -m homerun.trainer.base_train -- --depth=2 --aspect-ratio=32 --head-dim
 
 @pytest.mark.slow
 def test_real_steps_of_a_real_recipe_leave_no_trace_in_the_run(tmp_path):
-    (tmp_path / "tiny.sh").write_text(TINY)
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        write_shard(tmp_path / "data" / f"shard_{number:05d}.parquet", [f"once upon a time {i}" for i in range(3000)])
+    (tmp_path / "tiny.sh").write_text(TINY.replace("DATA", str(tmp_path / "data")))
     env = {"HOMERUN_DIR": str(tmp_path / "dir"), "HOMERUN_RUN_ID": "run", "HOMERUN_CHECK_STEPS": "true"}
     done = homerun("train", "--script", str(tmp_path / "tiny.sh"), **env)
     assert done.returncode == 0, done.stdout + done.stderr
