@@ -15,12 +15,14 @@ import pytest
 
 from homerun.clouds import api
 from homerun.clouds.cloud import CloudError, UnknownOutcome
+from homerun.clouds.gist import check_wrapper
 from homerun.clouds.launch import Wish, prepare, start
 from homerun.clouds.order import Order, check, fill, names, read_template
 from homerun.clouds.runpod import RunPod
 from homerun.clouds.sky import task
 from homerun.errors import RequestError
 from homerun.settings import Settings
+from tests import s3
 from tests.fakes.caas import FakeCaaS
 from tests.fakes.gist import FakeGist
 from tests.fakes.http import Reply
@@ -186,24 +188,38 @@ def caas() -> Iterator[FakeCaaS]:
         yield service
 
 
-def environ(caas: FakeCaaS, **more: str) -> dict[str, str]:
-    return {**ENVIRON, "IOCLOUD_API_KEY": caas.key, "CAAS_API_URL": caas.api, "IMAGE": "me/nanochat-training:1", **more}
+def environ(caas: FakeCaaS, server: s3.Server | None = None, **more: str) -> dict[str, str]:
+    """Of someone who deploys, with a real bucket where one is given."""
+    bucket = {**ENVIRON, **(server.environ() if server else {})}
+    return {**bucket, "IOCLOUD_API_KEY": caas.key, "CAAS_API_URL": caas.api, "IMAGE": "me/nanochat-training:1", **more}
 
 
-def test_a_dry_run_checks_and_prices_and_sends_nothing_and_shows_no_secret(caas: FakeCaaS) -> None:
-    done = homerun("deploy", "--dry-run", **environ(caas))
+@pytest.mark.s3
+def test_a_dry_run_checks_and_prices_and_sends_nothing_and_shows_no_secret(
+    caas: FakeCaaS, s3_server: s3.Server
+) -> None:
+    done = homerun("deploy", "--dry-run", **environ(caas, s3_server))
     assert done.returncode == 0, done.stderr
     assert (
         json.loads(done.stdout)["container_config"]["secret_env_variables"]["R2_SECRET_ACCESS_KEY"]
         == "[R2_SECRET_ACCESS_KEY]"
     )
-    assert CANARY not in done.stdout + done.stderr and "$139.40 for 5 h" in done.stderr
+    assert s3_server.secret_key not in done.stdout + done.stderr and "$139.40 for 5 h" in done.stderr
     assert caas.count("POST", "") == 0 and caas.count("GET", "/price") == 1
 
 
+@pytest.mark.s3
 @pytest.mark.parametrize(
     ("change", "arguments", "message", "code"),
     [
+        ({"R2_SECRET_ACCESS_KEY": "a-wrong-secret"}, [], "SignatureDoesNotMatch", 3),
+        ({"R2_ENDPOINT_URL": "https://….r2.cloudflarestorage.com"}, [], "not a URL", 2),
+        ({"SCRIPT_URL": "http://example.com/x.py"}, [], "which is not an https URL", 2),
+        ({"SCRIPT_URL": "http://127.0.0.1:9/x.py"}, [], "SCRIPT_URL cannot be had", 2),
+        ({"SCRIPT_PUBKEY": "hello"}, [], "SCRIPT_PUBKEY is no public key", 2),
+        ({"HOMERUN_PHASE_ARGS": "--depth=26"}, [], "HOMERUN_PHASE_ARGS is not a JSON object", 2),
+        ({"HOMERUN_AFTER": "never"}, [], "Set it to exit, hold or stop", 2),
+        ({"KEEP_ALIVE": "yep"}, [], "KEEP_ALIVE", 2),
         ({"IMAGE": ""}, [], "there is no image", 2),
         ({"IOCLOUD_API_KEY": ""}, [], "IOCLOUD_API_KEY is not set", 2),
         ({"IOCLOUD_API_KEY": "wrong-key"}, [], "HTTP 401", 3),
@@ -222,19 +238,47 @@ def test_a_dry_run_checks_and_prices_and_sends_nothing_and_shows_no_secret(caas:
     ],
 )
 def test_each_wrong_value_is_one_clear_line_and_nothing_is_sent(
-    caas: FakeCaaS, change: dict[str, str], arguments: list[str], message: str, code: int
+    caas: FakeCaaS, s3_server: s3.Server, change: dict[str, str], arguments: list[str], message: str, code: int
 ) -> None:
     if "--max-cost" in arguments:
         change = {**change, "HOMERUN_SERVE_TOKEN": "my-own-token"}
-    done = homerun("deploy", *arguments, **environ(caas, **change))
+    given = environ(caas, s3_server, **change)
+    done = homerun("deploy", *arguments, **given)
     assert done.returncode == code and message in done.stderr, done.stderr
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and CANARY not in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert s3_server.secret_key not in done.stderr
     assert caas.count("POST", "") == 0
 
 
-def test_deploy_list_logs_destroy(caas: FakeCaaS) -> None:
-    caas.lines = ["hello from the box", f"a leak {CANARY}"]
-    given = environ(caas, HOMERUN_SERVE_TOKEN="my-own-token")
+@pytest.mark.parametrize(
+    ("reply", "pin", "message"),
+    [
+        (Reply(404, b"gone"), None, "SCRIPT_URL answers with HTTP 404"),
+        (None, "0" * 64, "does not have SCRIPT_SHA256"),
+        (None, None, None),
+    ],
+)
+def test_a_wrapper_that_no_box_would_run_is_told_before_a_box_is_paid(
+    reply: Reply | None, pin: str | None, message: str | None
+) -> None:
+    with FakeGist() as service:
+        name = service.write({"train_and_upload.py": b"print(1)"})
+        if reply:
+            service.fail("GET", "/raw/", reply)
+        given = {"SCRIPT_URL": service.raw(name, revision=service.revision(name)), "SCRIPT_SHA256": pin or ""}
+        if message is None:
+            check_wrapper(given)
+            check_wrapper({"SCRIPT_URL": service.raw(name), "SCRIPT_SHA256": "0" * 64})  # it may lag behind the gist
+            check_wrapper({})
+        else:
+            with pytest.raises(RequestError, match=message):
+                check_wrapper(given)
+
+
+@pytest.mark.s3
+def test_deploy_list_logs_destroy(caas: FakeCaaS, s3_server: s3.Server) -> None:
+    caas.lines = ["hello from the box", f"a leak {s3_server.secret_key}"]
+    given = environ(caas, s3_server, HOMERUN_SERVE_TOKEN="my-own-token")
     done = homerun("deploy", "--detach", "--max-cost", "140", "--run-id", "speedrun-x", **given)
     assert done.returncode == 0, done.stderr
     id = done.stdout.strip()

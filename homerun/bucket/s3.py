@@ -104,7 +104,7 @@ class S3Store:
     def from_settings(cls, settings: "Settings", concurrency: int = CONCURRENCY) -> "S3Store":
         url, bucket = str(settings.r2_endpoint_url).rstrip("/"), str(settings.r2_bucket_name)
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if parts.scheme not in ("http", "https") or not parts.netloc or not parts.netloc.isascii():
             raise RequestError(
                 f"R2_ENDPOINT_URL is {url!r}, not a URL", "Set it like https://<account id>.r2.cloudflarestorage.com"
             )

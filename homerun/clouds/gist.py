@@ -2,10 +2,14 @@
 
 import hashlib
 import os
+import re
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from homerun.clouds.api import Api
 from homerun.errors import RequestError
@@ -55,6 +59,26 @@ def publish(
         f"{base}/{revision}/{file.name}",
         hashlib.sha256(data).hexdigest(),
     )
+
+
+def check_wrapper(environ: Mapping[str, str]) -> None:
+    """RequestError where a box could not have the wrapper that SCRIPT_URL names, as far as can be told from here."""
+    url, pin, key = (environ.get(name) or "" for name in ("SCRIPT_URL", "SCRIPT_SHA256", "SCRIPT_PUBKEY"))
+    if key and not re.match(r"RW|(ssh|ecdsa|sk)-\S+ \S+", key):
+        raise RequestError("SCRIPT_PUBKEY is no public key", 'Give "ssh-ed25519 AAAA…" or a minisign key "RW…"')
+    if not url:
+        return
+    if not re.match(r"https://|http://(127\.0\.0\.1|localhost)[:/]", url):
+        raise RequestError(f"SCRIPT_URL is {url!r}, which is not an https URL", "`homerun publish` prints one")
+    try:
+        reply = httpx.get(url, timeout=20.0, follow_redirects=True)
+    except httpx.HTTPError as error:
+        raise RequestError(f"SCRIPT_URL cannot be had ({error})", "Open it in a browser; was it mistyped?") from None
+    if not reply.is_success:
+        raise RequestError(f"SCRIPT_URL answers with HTTP {reply.status_code}", "Open it; was the gist deleted?")
+    # an unpinned raw URL may be minutes behind the gist, so only a pinned one is held against the pin
+    if pin and re.search(r"/raw/[0-9a-f]{40}/", url) and hashlib.sha256(reply.content).hexdigest() != pin.lower():
+        raise RequestError("what SCRIPT_URL names does not have SCRIPT_SHA256", "`homerun publish` prints both")
 
 
 def read_script(file: Path) -> bytes:

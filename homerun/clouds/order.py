@@ -164,6 +164,8 @@ def check(filled: Mapping[str, Any], secrets: Mapping[str, str]) -> Order:
             f"the box would not get {', '.join(missing)}, and its own disk is lost with it",
             f"`export {missing[0]}=…` and name it in the deployment file; docs/r2.md makes a bucket",
         )
+    if order.environment.get("HOMERUN_AFTER", "exit") not in ("exit", "hold", "stop"):
+        raise RequestError(f"HOMERUN_AFTER is {order.environment['HOMERUN_AFTER']!r}", "Set it to exit, hold or stop")
     if not order.environment.get("HOMERUN_RUN_ID"):
         raise RequestError("the box would not get HOMERUN_RUN_ID, so that a restart could not find its run", "Add it")
     if order.environment.get("HOMERUN_PORT", "8000") != str(config.traffic_port):

@@ -15,7 +15,7 @@ from homerun.errors import RequestError
 
 REST, GRAPHQL = "https://rest.runpod.io/v1", "https://api.runpod.io"
 PRICES = "query { gpuTypes { id displayName memoryInGb securePrice } }"
-# Preflight counts 79 GB for a d20, 127 for a d26, 201 for a d32 (shards, environment, kept checkpoints with optimizers);
+# Preflight counts 79 GB for a d20, 127 for a d26, 201 for a d32 (shards, environment, kept checkpoints, optimizers);
 # the image and its caches come on top. All on the container's own disk: a pod's volume belongs to root, is billed on
 # after a stop, and would hold nothing that the bucket has not.
 DISK_GB = 300

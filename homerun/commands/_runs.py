@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from homerun.bucket import restore
-from homerun.bucket.store import Missing, Store, open_store
+from homerun.bucket.store import Missing, Store, open_for_a_person
 from homerun.errors import RequestError
 from homerun.journal import Event, Follower, read_events
 from homerun.settings import Settings
@@ -92,7 +92,7 @@ def find(settings: Settings, wanted: str) -> Found:
         return Found(matches[0], here[matches[0]], None)
     if len(matches) > 1:
         raise RequestError(f"{len(matches)} runs begin with {wanted!r}", "`homerun runs` lists them")
-    store = open_store(settings)
+    store = open_for_a_person(settings)
     id = _newest(store, here) if wanted == "latest" else restore.find_run(store, wanted)
     return Found(id, here[id], None) if id in here else Found(id, None, store)
 

@@ -12,12 +12,15 @@ from typing import Any
 import typer
 
 from homerun.bucket import restore
-from homerun.bucket.store import Missing, Store, open_store
+from homerun.bucket.checks import check_writable
+from homerun.bucket.store import Missing, Store, open_for_a_person
 from homerun.clouds.cloud import open_cloud
 from homerun.clouds.follow import Verdict, follow
+from homerun.clouds.gist import check_wrapper
 from homerun.clouds.launch import Launch, Wish, check_price, prepare, start
 from homerun.clouds.order import read_template
 from homerun.errors import Exit, HomerunError, RequestError
+from homerun.job.request import Request
 from homerun.job.run import new_id
 from homerun.redact import Redactor
 from homerun.settings import Settings
@@ -62,7 +65,13 @@ def command(
     cap = max_cost if max_cost is not None else settings.homerun_budget_usd
     id = settings.homerun_run_id or new_id(Path(settings.homerun_script or "speedrun").stem, set())
     wish = Wish(id, image, gpu, gpus, hours, reserve_hours, cap)
+    Request.from_arguments(settings.model_copy(update={"homerun_script": None}))  # phase arguments that cannot be read
+    check_wrapper(os.environ)
     launch = prepare(cloud, template, wish, settings, os.environ, datetime.now(UTC))
+    store = open_for_a_person(settings)
+    verdict, seen, hint = check_writable(store, id)
+    if verdict == "fail":
+        raise HomerunError(seen, hint, Exit.PREFLIGHT)
     if dry_run:
         print(json.dumps(launch.order.shown(), indent=2))
         _say(f"{on}: ${launch.quote.usd:,.2f} for {launch.quote.hours} h; nothing was sent")
@@ -75,7 +84,6 @@ def command(
             "there is no terminal to show a new serve token at", "Set HOMERUN_SERVE_TOKEN to one of yours"
         )
     check_price(launch, cap, (lambda text: typer.confirm(text, err=True)) if terminal else None)
-    store = open_store(settings)
     deployment = start(cloud, launch)
     _introduce(launch, deployment, on)
     if detach:

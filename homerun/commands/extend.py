@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import typer
 
 from homerun.bucket import extension
-from homerun.bucket.store import open_store
+from homerun.bucket.store import open_for_a_person
 from homerun.clouds.cloud import Deployment, open_cloud
 from homerun.errors import RequestError
 from homerun.settings import Settings
@@ -32,7 +32,7 @@ def command(
         raise RequestError(f"{id} is {box.status}", "Go on in a new one: `homerun deploy --run-id RUN`")
     if not settings.has_bucket:
         raise RequestError("no R2 variables are set, and the job is told through the bucket", "Set those of the run")
-    store, deadline = open_store(settings), _deadline(box)
+    store, deadline = open_for_a_person(settings), _deadline(box)
     if deadline is not None:
         extension.read(store, box.name)  # a bucket that cannot be reached is told before anything is paid
     price = box.usd_per_hour * hours if box.usd_per_hour else None  # no cloud quotes more of the same

@@ -11,7 +11,7 @@ from homerun.bucket import lease
 from homerun.bucket.landing import Landing
 from homerun.bucket.prune import waste
 from homerun.bucket.restore import find_run, read_manifest
-from homerun.bucket.store import open_store
+from homerun.bucket.store import open_for_a_person
 from homerun.settings import Settings
 
 
@@ -28,7 +28,7 @@ def command(
         homerun prune latest --keep 1
     """
     settings = Settings.load()
-    store = open_store(settings)
+    store = open_for_a_person(settings)
     id = find_run(store, run)
     keep = keep or settings.homerun_keep_last
     found = waste(read_manifest(store, id), list(store.list(f"{id}/")), keep)

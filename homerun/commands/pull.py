@@ -9,7 +9,7 @@ import typer
 
 from homerun.bucket.meter import Meter
 from homerun.bucket.restore import choose, find_run, read_manifest, restore
-from homerun.bucket.store import Missing, open_store, write_atomic
+from homerun.bucket.store import Missing, open_for_a_person, write_atomic
 from homerun.errors import RequestError
 from homerun.settings import Settings
 
@@ -29,7 +29,7 @@ def command(
 
         homerun pull nanochat-d20-20261121T023100Z-1f3a ./run --step best
     """
-    store = open_store(Settings.load())
+    store = open_for_a_person(Settings.load())
     id = find_run(store, run)
     manifest = read_manifest(store, id)
     chosen = {entry.key for entry in choose(manifest, inference=inference, step=step)}

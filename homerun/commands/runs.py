@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from homerun.bucket import restore
-from homerun.bucket.store import open_store
+from homerun.bucket.store import open_for_a_person
 from homerun.commands._runs import Found, local_runs, moment
 from homerun.cost import minutes, money
 from homerun.errors import HomerunError
@@ -49,12 +49,14 @@ def collect(settings: Settings) -> list[dict[str, Any]]:
     found = {id: _local(id, folder) for id, folder in here.items()}
     where = dict.fromkeys(here, "here")
     try:
-        store = open_store(settings)
+        store = open_for_a_person(settings)
         for run in restore.runs(store):
             found.setdefault(run.id, run.metadata)
             proven = "proven in the bucket" if run.good else "in the bucket"
             where[run.id] = f"{where[run.id]}, {proven}" if run.id in where else proven
     except HomerunError as error:
+        if not found:
+            raise
         print(f"the bucket cannot be read: {error}", file=sys.stderr)
     rows = [_row(id, data, where[id]) for id, data in found.items()]
     return sorted(rows, key=lambda row: row["updated"] or "")

@@ -7,7 +7,7 @@ import typer
 
 from homerun.bucket.meter import Meter
 from homerun.bucket.restore import find_run, read_manifest, verify
-from homerun.bucket.store import open_store
+from homerun.bucket.store import open_for_a_person
 from homerun.errors import Exit
 from homerun.settings import Settings
 
@@ -24,7 +24,7 @@ def command(
 
         homerun verify latest --json | jq -r 'select(.verdict != "ok")'
     """
-    store = open_store(Settings.load())
+    store = open_for_a_person(Settings.load())
     id = find_run(store, run)
     manifest = read_manifest(store, id)
     bad, files = [], 0
