@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_serve --upstream PATH_OR_URL [--layers 12 --width 768 --users 16 --rounds 3]
 
-The checkpoint is random and of October 2025's architecture, which both can serve; upstream is at 7031985, whose
-chat_web serves it. Both are asked over HTTP for streamed answers of the same length (the weights never end one), at
+The checkpoint is random and of October 2025's architecture, which our own engine and chat_web at 7031985 can serve.
+With --commit (b4e6763 has the last chat_web) it is that commit's, made by its code, and we serve it with that code in a
+child process. Both are asked over HTTP for streamed answers of the same length (the weights never end one), at
 temperature 0.8 and top k 50. Rounds alternate, so that whatever else the machine does hits both. Told are tokens a
 second in all, the median time to the first token, and memory: when loaded, and added for each user.
 """
@@ -26,12 +27,14 @@ import httpx
 import psutil
 import torch
 
+from homerun.serve.checkpoints import load_tokenizer
 from homerun.trainer.corpus import topics
 from homerun.trainer.model import GPT, GPTConfig
 from homerun.trainer.tokenizer import Tokenizer
 
 COMMIT = "70319851fc960bc472ac7cfe9518c9478ada402e"
 TOKEN = "bench-token"
+SILENT = ("<|assistant_end|>", "<|bos|>", "<|python_start|>")  # never among the likeliest 50
 WORDS = "Tell me about the module that parses arguments, what it is for and how it is used, please, number "
 
 
@@ -45,14 +48,49 @@ def make_tree(base: Path, layers: int, width: int) -> Path:
     model = GPT(config)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    for name in ("<|assistant_end|>", "<|bos|>", "<|python_start|>"):
-        model.lm_head.weight.data[tokenizer.special(name)] = 0  # never among the likeliest 50
+    for name in SILENT:
+        model.lm_head.weight.data[tokenizer.special(name)] = 0
     folder = base / f"chatsft_checkpoints/d{layers}"
     folder.mkdir(parents=True)
     torch.save(model.state_dict(), folder / "model_000001.pt")
     (folder / "meta_000001.json").write_text(json.dumps({"step": 1, "model_config": asdict(config)}))
     print(f"model: {model.num_params() / 1e6:.0f}M parameters, {layers} layers of {width}, float32", file=sys.stderr)
     return base
+
+
+# What `make_tree` does, by upstream's code at a later commit: TREE LAYERS WIDTH VOCABULARY SILENT,TOKEN,IDS
+THEIRS = """
+import json, sys, torch
+from dataclasses import asdict
+from pathlib import Path
+from nanochat.gpt import GPT, GPTConfig
+folder, layers, width, vocabulary = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+heads = max(1, width // 64)
+config = GPTConfig(1024, vocabulary, layers, heads, heads, width, window_pattern="L")
+torch.manual_seed(0)
+model = GPT(config)
+model.init_weights()
+for parameter in model.parameters():
+    torch.nn.init.normal_(parameter, std=0.05)
+for token in sys.argv[5].split(","):
+    model.lm_head.weight.data[int(token)] = 0
+torch.save(model.state_dict(), folder / "model_000001.pt")
+(folder / "meta_000001.json").write_text(json.dumps({"step": 1, "model_config": asdict(config)}))
+"""
+
+
+def remake(base: Path, layers: int, width: int, src: Path) -> None:
+    """The checkpoint of `base` again, in the architecture of the checkout `src`."""
+    tokenizer = load_tokenizer(base)
+    silent = ",".join(str(tokenizer.special(name)) for name in SILENT)
+    arguments = [
+        str(base / f"chatsft_checkpoints/d{layers}"),
+        str(layers),
+        str(width),
+        str(tokenizer.vocab_size),
+        silent,
+    ]
+    subprocess.run([sys.executable, "-c", THEIRS, *arguments], cwd=src, check=True)
 
 
 @dataclass
@@ -63,8 +101,9 @@ class Server:
     path: str
 
     def memory(self) -> int:
-        """Bytes that this process has for itself."""
-        return psutil.Process(self.process.pid).memory_full_info().uss
+        """Bytes that this process and its children have for themselves."""
+        process = psutil.Process(self.process.pid)
+        return sum(one.memory_full_info().uss for one in (process, *process.children(recursive=True)))
 
 
 def start(name: str, command: list[str], path: str, port: int, cwd: Path | None, environ: dict[str, str]) -> Server:
@@ -116,6 +155,7 @@ async def ask(server: Server, users: int, tokens: int) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", required=True, help="a clone of karpathy/nanochat, or its URL")
+    parser.add_argument("--commit", default=COMMIT)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--users", type=int, default=16)
@@ -127,10 +167,14 @@ def main() -> None:
         tree = make_tree(base / "tree", arguments.layers, arguments.width)
         src = base / "src"
         subprocess.run(["git", "clone", "-q", "--no-checkout", arguments.upstream, src], check=True)
-        subprocess.run(["git", "checkout", "-q", COMMIT], cwd=src, check=True)
+        subprocess.run(["git", "checkout", "-q", arguments.commit], cwd=src, check=True)
+        ours_more, web_more = [], ["-d", "float32"]
+        if arguments.commit != COMMIT:
+            remake(tree, arguments.layers, arguments.width, src)
+            ours_more, web_more = ["--upstream", str(src)], []
         ports = free_port(), free_port()
-        web = [sys.executable, "-m", "scripts.chat_web", "-i", "sft", "-d", "float32", "-p", str(ports[1])]
-        ours = [sys.executable, "-m", "homerun", "serve", str(tree), "--port", str(ports[0])]
+        web = [sys.executable, "-m", "scripts.chat_web", "-i", "sft", "-p", str(ports[1]), *web_more]
+        ours = [sys.executable, "-m", "homerun", "serve", str(tree), "--port", str(ports[0]), *ours_more]
         servers = [
             start("homerun", ours, "/v1/chat/completions", ports[0], None, {"HOMERUN_SERVE_TOKEN": TOKEN}),
             start("chat_web", web, "/chat/completions", ports[1], src, {"NANOCHAT_BASE_DIR": str(tree)}),
