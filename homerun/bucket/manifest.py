@@ -7,7 +7,7 @@ named again; a reader that follows the manifest, asks for its ETags and checks i
 import json
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from homerun.errors import UnprovenError
@@ -27,6 +27,10 @@ class Entry:
     at: float = 0.0
     step: int | None = None
     score: float | None = None
+
+
+_FIELDS = tuple(field.name for field in fields(Entry))
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass
@@ -58,12 +62,8 @@ class Manifest:
         return gone
 
     def to_json(self) -> bytes:
-        entries = [
-            {name: value for name, value in asdict(self.entries[key]).items() if value is not None}
-            for key in sorted(self.entries)
-        ]
         head = json.dumps({"version": 1, "run": self.run, "attempt": self.attempt})[:-1]
-        lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in entries)
+        lines = ",\n".join(_line(self.entries[key]) for key in sorted(self.entries))
         return f'{head}, "entries": [\n{lines}\n]}}\n'.encode()
 
     @classmethod
@@ -76,6 +76,11 @@ class Manifest:
             raise UnprovenError(
                 f"manifest.json cannot be read ({error})", "Was it written by a newer homerun?"
             ) from None
+
+
+def _line(entry: Entry) -> str:
+    """An entry's JSON. A run of 100,000 files writes it millions of times; `asdict`, which copies deeply, takes twice as long."""
+    return _encode({name: value for name in _FIELDS if (value := getattr(entry, name)) is not None})
 
 
 def stage(group: str) -> str:
