@@ -337,11 +337,18 @@ GLANCE = ("loss 2.", "step 1381/2000", "phase ends in", "so far", "projected", "
 GLANCE += ("if it died now you", "is secured)")  # at the very end
 
 
+def _half(**more):
+    """A run's events in two parts; the first one has just been written."""
+    events = speedrun(**more).events
+    at = len(events) * 6 // 10
+    late = time.time() - events[at]["t"]
+    events = [{**event, "t": event["t"] + late} for event in events]
+    return events[:at], events[at:]
+
+
 def test_a_run_is_watched_in_a_real_terminal_at_every_size_until_ctrl_c(tmp_path):
-    story = speedrun()
-    del story.events[len(story.events) * 6 // 10 :]
-    late = time.time() - story.events[-1]["t"]
-    story.events = [{**event, "t": event["t"] + late} for event in story.events]
+    story, half = Story(), _half()[0]
+    story.events = half
     story.write(tmp_path / "runs" / "nanochat-d20-1f3a")
     terminal = Terminal(120, 40)
     command = [sys.executable, "-m", "homerun", "watch", "latest"]
@@ -449,18 +456,17 @@ def test_watch_tells_a_run_to_its_end(homerun):
     assert told.splitlines()[-1].endswith(f"Next: homerun pull {GOOD} DIR")
 
 
-def _to_bucket(folder, run, events, at=1):
-    """A journal as the uploader leaves it: segments of some events each, and logs, closed and open."""
-    store = FolderStore(folder / "bucket")
+def _to_bucket(store, run, events, at=1):
+    """A journal as the uploader leaves it: segments of some events each."""
     for number in range(0, len(events), 100):
         lines = "".join(json.dumps(event) + "\n" for event in events[number : number + 100])
         store.put(f"{run}/journal/a{at:02d}-{number // 100 + 1:06d}.jsonl", lines.encode())
-    return store
 
 
 def test_a_run_elsewhere_is_read_from_the_bucket(homerun):
     run, story = "far-20251122T000000Z-beef", speedrun(steps=300, run="far-20251122T000000Z-beef")
-    store = _to_bucket(homerun.dir, run, story.events)
+    store = FolderStore(homerun.dir / "bucket")
+    _to_bucket(store, run, story.events)
     store.put(f"{run}/metadata.json", b"{}")
     store.put(
         f"{run}/lease.json", json.dumps({"run": run, "attempt": 1, "owner": "x", "host": "h", "beat": 1}).encode()
@@ -474,15 +480,32 @@ def test_a_run_elsewhere_is_read_from_the_bucket(homerun):
     assert "> base_train" in homerun("watch", run)
 
 
+@pytest.mark.s3
+def test_a_run_elsewhere_is_watched_in_a_terminal_from_a_real_s3_bucket_to_its_end(s3_server, tmp_path):
+    run, store = "far-20261122T000000Z-beef", s3_server.store()
+    half, rest = _half(run=run)
+    _to_bucket(store, run, half)
+    lease = {"run": run, "attempt": 1, "owner": "x", "host": "h", "beat": 1}
+    store.put(f"{run}/lease.json", json.dumps(lease).encode())
+    terminal = Terminal(110, 32)
+    environ = s3_server.environ() | {"HOMERUN_DIR": str(tmp_path)}
+    watching = terminal.start(sys.executable, "-m", "homerun", "watch", run, **environ)
+    terminal.wait_until(lambda: all(words in " ".join(terminal.rows()) for words in GLANCE))
+    _to_bucket(store, run, half + rest)
+    assert watching.wait(60) == 0
+    terminal.wait_for(f"{run}: done (")
+    assert "CORE 0.2219" in terminal.text()
+
+
 def test_a_journal_in_the_bucket_gives_each_event_once_while_its_last_segment_grows(tmp_path):
     events = speedrun(steps=200).events
     store, seen = FolderStore(tmp_path / "bucket"), []
     journal = BucketJournal(store, "r")
     assert journal.poll() == []
     for upto in range(0, len(events), 37):
-        _to_bucket(tmp_path, "r", events[:upto])
+        _to_bucket(store, "r", events[:upto])
         seen += journal.poll()
-    _to_bucket(tmp_path, "r", events)
+    _to_bucket(store, "r", events)
     seen += journal.poll()
     assert [event["seq"] for event in seen] == [event["seq"] for event in events]
 

@@ -32,7 +32,10 @@ def view(state: RunState, now: float, width: int, tail: deque[str] | None = None
         parts.append(Text(f"warning: {warning.text}" + (f" ({warning.count}×)" if warning.count > 1 else ""), "yellow"))
     if tail:
         parts.append(Text())
-        parts += [Text(line, "dim", no_wrap=True, overflow="ellipsis") for line in tail]
+        for line in tail:
+            text = Text(line, "dim", no_wrap=True)
+            text.truncate(width - 3, overflow="ellipsis")  # room for ^C, whose echo must not begin a line
+            parts.append(text)
     return Stack(*parts)
 
 

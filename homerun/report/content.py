@@ -101,8 +101,12 @@ def _ran(state: RunState) -> Section:
     ]
     size = model(state)
     sizes = {"params": "parameters", "batch_tokens": "tokens a step", "model_dim": "width", "num_heads": "heads"}
+    sizes |= {"vocab_size": "vocabulary", "sequence_len": "context", "peak_memory_mib": "peak memory in MiB"}
     rows.append(
-        ("Model", ", ".join(f"{sizes.get(key, key)} {value:,}" for key, value in size.items() if _is_number(value)))
+        (
+            "Model",
+            ", ".join(f"{sizes.get(key, key)} {value:,}" for key, value in size.items() if _is_number(value) and value),
+        )
     )
     blocks: list[Block] = [Table(["", ""], [[name, str(value)] for name, value in rows if value])]
     if state.adapted:
@@ -118,7 +122,8 @@ def adapted(state: RunState) -> dict[str, list[str]]:
     """{change: phases} of what was run otherwise than the script has it."""
     found: dict[str, list[str]] = {}
     for one in state.adapted:
-        words = shlex.join(map(str, one.get("added") or []))
+        flags = [str(word) for word in one.get("added") or []]
+        words = shlex.join(flags) if flags and flags[0].startswith("-") else ""
         found.setdefault(": ".join(filter(None, [one.get("what"), words])), []).append(str(one.get("phase")))
     return found
 
