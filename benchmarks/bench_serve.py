@@ -58,13 +58,13 @@ def make_tree(base: Path, layers: int, width: int) -> Path:
     return base
 
 
-# What `make_tree` does, by upstream's code at a later commit: TREE LAYERS WIDTH VOCABULARY SILENT,TOKEN,IDS
+# What `make_tree` does, by upstream's code at a later commit: FOLDER STEP LAYERS WIDTH VOCABULARY SILENT,TOKEN,IDS
 THEIRS = """
 import json, sys, torch
 from dataclasses import asdict
 from pathlib import Path
 from nanochat.gpt import GPT, GPTConfig
-folder, layers, width, vocabulary = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+folder, step, layers, width, vocabulary = Path(sys.argv[1]), *map(int, sys.argv[2:6])
 heads = max(1, width // 64)
 config = GPTConfig(1024, vocabulary, layers, heads, heads, width, window_pattern="L")
 torch.manual_seed(0)
@@ -72,25 +72,19 @@ model = GPT(config)
 model.init_weights()
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.05)
-for token in sys.argv[5].split(","):
+for token in sys.argv[6].split(","):
     model.lm_head.weight.data[int(token)] = 0
-torch.save(model.state_dict(), folder / "model_000001.pt")
-(folder / "meta_000001.json").write_text(json.dumps({"step": 1, "model_config": asdict(config)}))
+torch.save(model.state_dict(), folder / f"model_{step:06d}.pt")
+(folder / f"meta_{step:06d}.json").write_text(json.dumps({"step": step, "model_config": asdict(config)}))
 """
 
 
-def remake(base: Path, layers: int, width: int, src: Path) -> None:
-    """The checkpoint of `base` again, in the architecture of the checkout `src`."""
-    tokenizer = load_tokenizer(base)
+def remake(folder: Path, step: int, layers: int, width: int, src: Path) -> None:
+    """A checkpoint in `folder`, of a tree with a tokenizer, in the architecture of the checkout `src`."""
+    tokenizer = load_tokenizer(folder.parent.parent)
     silent = ",".join(str(tokenizer.special(name)) for name in SILENT)
-    arguments = [
-        str(base / f"chatsft_checkpoints/d{layers}"),
-        str(layers),
-        str(width),
-        str(tokenizer.vocab_size),
-        silent,
-    ]
-    subprocess.run([sys.executable, "-c", THEIRS, *arguments], cwd=src, check=True)
+    shape = [str(number) for number in (step, layers, width, tokenizer.vocab_size)]
+    subprocess.run([sys.executable, "-c", THEIRS, folder, *shape, silent], cwd=src, check=True)
 
 
 @dataclass
@@ -170,7 +164,8 @@ def main() -> None:
         subprocess.run(["git", "checkout", "-q", arguments.commit], cwd=src, check=True)
         ours_more, web_more = [], ["-d", "float32"]
         if arguments.commit != COMMIT:
-            remake(tree, arguments.layers, arguments.width, src)
+            folder = tree / f"chatsft_checkpoints/d{arguments.layers}"
+            remake(folder, 1, arguments.layers, arguments.width, src)
             ours_more, web_more = ["--upstream", str(src)], []
         ports = free_port(), free_port()
         web = [sys.executable, "-m", "scripts.chat_web", "-i", "sft", "-p", str(ports[1]), *web_more]

@@ -55,7 +55,7 @@ async def client(http: httpx.AsyncClient, number: int, until: float, seen: Seen)
         if kind != "slow":
             seen.slowest = max(seen.slowest, time.monotonic() - begun)
         if code == 429:
-            await asyncio.sleep(rng.random())
+            await asyncio.sleep(rng.uniform(0, 3))
 
 
 async def request(http: httpx.AsyncClient, kind: str, seed: int, rng: random.Random, seen: Seen) -> int:

@@ -70,7 +70,7 @@ def test_an_answer_streams_to_the_same_text_that_it_gives_whole(client):
 
 
 def test_usage_counts_every_token(client, models):
-    answer = client.chat.completions.create(model="sft", messages=HI, max_tokens=9, temperature=0)
+    answer = client.chat.completions.create(model="sft", messages=HI, max_completion_tokens=9, temperature=0)
     tokenizer = sft(models).tokenizer
     assert answer.usage.prompt_tokens == len(tokenizer.render_for_completion({"messages": HI}))
     assert answer.usage.completion_tokens == 9 and answer.usage.total_tokens == answer.usage.prompt_tokens + 9

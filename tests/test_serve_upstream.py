@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import bench_serve
 from homerun.errors import RequestError
 from homerun.serve.checkpoints import find_checkpoints
 from homerun.serve.engine import BatchEngine
@@ -193,21 +194,43 @@ def test_the_child_ends_with_its_parent(tree, tmp_path):
     pytest.fail("the child outlived its parent")
 
 
+def clone(folder: Path, commit: str) -> Path:
+    source = os.environ["HOMERUN_UPSTREAM_SRC"]
+    subprocess.run(["git", "clone", "-q", "--no-checkout", source, folder], check=True)
+    subprocess.run(["git", "checkout", "-q", commit], cwd=folder, check=True)
+    return folder
+
+
 @pytest.mark.upstream
 @pytest.mark.slow
 @pytest.mark.skipif("HOMERUN_UPSTREAM_SRC" not in os.environ, reason="needs a clone of upstream")
 def test_the_real_upstream_of_october_2025_serves_and_agrees_with_ours(tree, tmp_path):
-    clone = os.environ["HOMERUN_UPSTREAM_SRC"]
-    subprocess.run(["git", "clone", "-q", "--no-checkout", clone, tmp_path / "src"], check=True)
-    subprocess.run(
-        ["git", "checkout", "-q", "70319851fc960bc472ac7cfe9518c9478ada402e"], cwd=tmp_path / "src", check=True
-    )
-    engine = UpstreamEngine(find_checkpoints(tree)[0], tmp_path / "src")
+    src = clone(tmp_path / "src", bench_serve.COMMIT)
+    engine = UpstreamEngine(find_checkpoints(tree)[0], src)
     try:
         tokens, finish = asyncio.run(answer(engine, Sampling(10, seed=1)))
         assert finish == "stop" or len(tokens) == 10
     finally:
         engine.close()
-    served = load(find_checkpoints(tree)[0], "cpu", tmp_path / "src")
+    served = load(find_checkpoints(tree)[0], "cpu", src)
     served.close()
     assert isinstance(served, BatchEngine)
+
+
+@pytest.mark.upstream
+@pytest.mark.slow
+@pytest.mark.skipif("HOMERUN_UPSTREAM_SRC" not in os.environ, reason="needs a clone of upstream")
+@pytest.mark.parametrize("commit", ["b4e67636", "92d63d4e"])
+def test_a_newer_architecture_is_served_by_its_own_real_code(tmp_path, commit):
+    tree, src = make_tree(tmp_path / "tree"), clone(tmp_path / "src", commit)
+    bench_serve.remake(tree / "chatsft_checkpoints/d2", 10, 2, 128, src)
+    engine = load(find_checkpoints(tree)[0], "cpu", src)
+
+    async def main():
+        return await asyncio.gather(*(answer(engine, Sampling(10, top_k=50, seed=i)) for i in (1, 2, 1)))
+
+    try:
+        one, two, again = asyncio.run(main())
+        assert isinstance(engine, UpstreamEngine) and one == again != two and len(one[0]) == 10
+    finally:
+        engine.close()

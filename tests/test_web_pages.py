@@ -247,6 +247,7 @@ def test_another_stage_can_be_chosen_and_the_settings_reach_the_model(desk):
         ask(desk, "the fox")
     body = json.loads(request.value.post_data)
     assert body["model"] == "base-d2-000010" and body["top_k"] == 1 and body["temperature"] == 0.6
+    assert body["messages"] == [{"role": "user", "content": "the fox"}]  # no system message, as nanochat was trained
     one = desk.inner_text(".message.assistant .text")
     desk.click("text=Regenerate")
     desk.wait_for_selector(".message.assistant:not(.writing)", timeout=60_000)
