@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from homerun.commands._options import Fit, Nproc, PhaseArgs, Ref, Script, Skip, Upstream
 from homerun.job.fitting import wanted_fit
 from homerun.job.request import Request
 from homerun.settings import Settings
@@ -22,13 +23,13 @@ from homerun.upstream.worktree import checkout, recipe
 
 
 def command(
-    upstream: str = typer.Option(None, help="Git URL, bare clone or folder.  [default: karpathy/nanochat]"),
-    ref: str = typer.Option(None, help="Branch, tag or commit."),
-    script: str = typer.Option(None, help="One of upstream's scripts by name (runcpu), or a recipe's path."),
-    nproc: str = typer.Option(None, help="Number of GPUs; 0: plain python on the CPU."),
-    phase_args: list[str] = typer.Option([], metavar="PHASE=ARGS", help="Arguments added to a phase."),
-    skip: list[str] = typer.Option([], metavar="PHASE", help="A phase to leave out."),
-    fit: str = typer.Option(None, metavar="auto", help="Show it fitted to this machine's GPUs."),
+    upstream: Upstream = None,
+    ref: Ref = None,
+    script: Script = None,
+    nproc: Nproc = None,
+    phase_args: PhaseArgs = None,
+    skip: Skip = None,
+    fit: Fit = None,
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),
 ) -> None:
     """Show the phases of a script, for any commit, without running it, and what of it is not recognised."""
@@ -38,8 +39,8 @@ def command(
         upstream=upstream,
         ref=ref,
         nproc=nproc,
-        phase_args=phase_args,
-        skip=skip,
+        phase_args=phase_args or (),
+        skip=skip or (),
     )
     with tempfile.TemporaryDirectory(prefix="homerun-plan-") as folder:
         report = _report(request, Path(folder) / "src")

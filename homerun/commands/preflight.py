@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from homerun.bucket.store import open_store
+from homerun.commands._options import Budget, Deadline, Fit, Nproc, PhaseArgs, Price, Ref, Script, Skip, Upstream
 from homerun.errors import Exit, HomerunError
 from homerun.job.begin import get_source
 from homerun.job.checks import stage_a
@@ -20,16 +21,16 @@ from homerun.upstream.plan import read_plan
 
 
 def command(
-    script: str = typer.Option(None, help="A recipe (recipes/toy.sh), or a script of upstream's by name (runcpu)."),
-    upstream: str = typer.Option(None, help="Upstream's repository: a URL, or a folder, which is never written to."),
-    ref: str = typer.Option(None, help="Branch, tag or commit of upstream; unset: its default branch."),
-    nproc: str = typer.Option(None, help="GPUs that the run will use; 0: the CPU; unset: all there are."),
-    phase_args: list[str] = typer.Option([], metavar="PHASE=ARGS", help="As `homerun train` will get them."),
-    skip: list[str] = typer.Option([], metavar="PHASE", help="A phase that the run will leave out."),
-    fit: str = typer.Option(None, metavar="auto", help="As `homerun train` will get it."),
-    price: float = typer.Option(None, "--gpu-hour-price", help="US dollars for a GPU and hour."),
-    budget: float = typer.Option(None, "--budget-usd", help="As `homerun train` will get it."),
-    deadline: str = typer.Option(None, help="As `homerun train` will get it."),
+    script: Script = None,
+    upstream: Upstream = None,
+    ref: Ref = None,
+    nproc: Nproc = None,
+    phase_args: PhaseArgs = None,
+    skip: Skip = None,
+    fit: Fit = None,
+    price: Price = None,
+    budget: Budget = None,
+    deadline: Deadline = None,
     as_json: bool = typer.Option(False, "--json", help="One JSON array of check, verdict, seen, hint, seconds."),
 ) -> None:
     """Check this machine, the bucket, upstream and the keys. Exit 3 when a run must not begin. Nothing is trained.
@@ -44,7 +45,7 @@ def command(
         homerun_gpu_hour_price=price, homerun_budget_usd=budget, homerun_deadline=deadline, homerun_fit=fit
     )
     request = Request.from_arguments(
-        settings, script=script, upstream=upstream, ref=ref, nproc=nproc, phase_args=phase_args, skip=skip
+        settings, script=script, upstream=upstream, ref=ref, nproc=nproc, phase_args=phase_args or (), skip=skip or ()
     )
     results = check(request)
     if as_json:
