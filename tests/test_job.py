@@ -298,9 +298,10 @@ def test_a_second_runner_of_a_living_run_refuses(place):
 
 def test_a_hanging_phase_is_ended_by_the_watchdog(place):
     fault(place, "base_train_hangs")
-    done = train(place, HOMERUN_WATCHDOG_MINUTES="0.05")
+    done = train(place, "--gpu-hour-price", "24", HOMERUN_WATCHDOG_MINUTES="0.05")
     assert done.returncode == Exit.STUCK, done.stdout
     assert "base_train" in events(place, "stop")[-1]["text"]
+    assert ", which cost $0.0" in events(place, "stop")[-1]["text"]
     assert not alive(place)
 
 

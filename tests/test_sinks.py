@@ -5,9 +5,17 @@ import os
 import struct
 
 import pytest
+import torch
 
 from homerun.errors import RequestError
+from homerun.job.deciding import Deciding
+from homerun.job.resume import Resume
 from homerun.report.sinks import readings, write_tensorboard, write_wandb
+from homerun.trainer.runtime import Runtime, wandb_log
+from homerun.upstream.adapt import Wishes
+from homerun.upstream.plan import read_plan
+from homerun.upstream.runner import Phase
+from homerun.upstream.worktree import Source
 from tests.story import Story, attempt, begin, train
 
 
@@ -79,6 +87,32 @@ def test_wandb_has_one_run_of_one_unbroken_curve_over_attempts(tmp_path, monkeyp
     assert places == sorted(set(places))
     again = {(r.history.step.num) for r in records[0] if r.HasField("history")} & set(places)
     assert again  # what both have, both have at the same place: W&B takes it once
+
+
+@pytest.mark.slow
+def test_a_phase_is_one_wandb_run_whatever_number_of_attempts_it_takes(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    script = b"python -m homerun.trainer.base_train --run=toy\n"
+    plan = read_plan(script)
+    source = Source(None, None, None, tmp_path, "toy.sh", "0" * 64)
+    step = plan.steps[0]
+    words = list(step.words)
+    phase = Phase(step.name, step, step.line, step.index, 1, words, words, tmp_path, 1, False, tmp_path / "log", 0.0)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
+        monkeypatch.setenv(name, value)
+    for begin_step in (0, 2):  # the second attempt goes on from step 2
+        decision = Deciding(source, Wishes(), Resume([], set()), "run-1")(phase)
+        for name, value in decision.env.items():
+            monkeypatch.setenv(name, value)
+        log = wandb_log(Runtime(torch.device("cpu")), "toy", {})
+        for number in range(begin_step, begin_step + 3):
+            log({"step": number, "train/loss": 1.0})
+        wandb.finish()
+    records = [list(wandb_records(path)) for path in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))]
+    assert len(records) == 2
+    ids = {record.run.run_id for found in records for record in found if record.HasField("run")}
+    assert ids == {"run-1-base_train"}
 
 
 def test_wandb_online_without_a_key_is_one_clear_error(monkeypatch):

@@ -28,7 +28,7 @@ from homerun.job.children import uploader, web
 from homerun.job.deciding import Deciding
 from homerun.job.ending import hand_over_metadata, hand_over_papers, leave_to_push, what_is_safe
 from homerun.job.fitting import wanted_fit
-from homerun.job.gates import Gates
+from homerun.job.gates import Gates, environment
 from homerun.job.gauge import Gauge
 from homerun.job.inputs import CACHE_MINUTES, InputCache, open_cache
 from homerun.job.limits import Limits
@@ -48,6 +48,7 @@ from homerun.upstream.adapt import Wishes
 from homerun.upstream.artifacts import Watch, read_saver
 from homerun.upstream.environment import build_environment, prepare_home
 from homerun.upstream.runner import Decision, Outcome, Phase, Runner
+from homerun.upstream.versions import torch_version
 from homerun.upstream.worktree import script_sha256
 
 # How the runner's or the supervisor's reason to stop ends the run.
@@ -167,7 +168,7 @@ class Job:
         nproc = self.request.nproc if self.request.nproc is not None else fitted.nproc if fitted else len(gpus)
         price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
         depth = max(depths(start.source, self.request.phase_args), default=None)
-        self.nproc, self.gpus, self.price = nproc, gpus[:nproc], price
+        self.nproc, self.gpus, self.price, self._knows_torch = nproc, gpus[:nproc], price, False
         saver, world = read_saver(start.source.root), max(1, nproc)
         saved_by = self._saved_by(world)
         restored = bring_back(self.store, self.run, saver, saved_by, self.warn) if start.history else Restored()
@@ -256,6 +257,8 @@ class Job:
         source = start.source
         prepare_home(self.run.home, os.environ)
         env = build_environment(self.settings, self.run.home, os.environ)
+        if self.settings.wandb_api_key and source.url:  # upstream logs to W&B unless it is told no name for the run
+            env.setdefault("WANDB_RUN", self.run.id)
         if self.settings.homerun_sync_data:
             wishes, hf_home = self.deciding.wishes, Path(env["HF_HOME"])
             self.inputs = open_cache(self.settings, self.run, start.plan, wishes, hf_home, self.outbox, self.emit)
@@ -299,6 +302,11 @@ class Job:
     def _decide(self, runner: Runner, gates: Gates, phase: Phase) -> Decision:
         """What a phase is run with; before that, stage B of preflight where it is due."""
         decision = self.deciding(phase)
+        module = phase.step.module if phase.step else None
+        if module and decision.argv is not None and not self._knows_torch:
+            self._knows_torch = True  # one attempt, one environment
+            if version := torch_version(environment(phase.pid)):
+                self.emit("fact", phase=phase.name, name="torch_version", value=version)
         if decision.argv is not None and (why := gates.before(phase, decision.argv)):
             runner.stop("gates", why)
         return decision
@@ -366,7 +374,8 @@ class Job:
         if self.inputs and self.code == Exit.GOOD:
             self._fill_cache()
         if self._stays_up():
-            self.console.say(f"page and chat stay up on port {self.settings.homerun_port}, until TERM or Ctrl-C")
+            price = "" if self.price is None else f"; the machine goes on costing {cost.money(self.price)} an hour"
+            self.console.say(f"page and chat stay up on port {self.settings.homerun_port}, until TERM or Ctrl-C{price}")
         self.console.end(self.state)
 
     def keep_alive(self) -> None:

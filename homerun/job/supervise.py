@@ -12,6 +12,7 @@ from typing import Any
 
 from homerun.bucket.outbox import Outbox, Receipt, Request, describe
 from homerun.bucket.store import FileChanged
+from homerun.cost import dollars, money
 from homerun.job.children import Child
 from homerun.job.gauge import Gauge
 from homerun.job.run import Run
@@ -234,7 +235,10 @@ class Supervisor:
         idle = self.runner.idle_seconds()
         if idle > self.settings.homerun_watchdog_minutes * 60:
             names = ", ".join(phase.name for phase in self.runner.phases if phase.status is None) or "the script"
-            self.runner.stop("watchdog", f"{names} printed nothing and used no CPU or GPU for {idle / 60:.0f} minutes")
+            usd = dollars(idle, self.gauge.price_per_hour)
+            paid = "" if usd is None else f", which cost {money(usd)}"
+            text = f"{names} printed nothing and used no CPU or GPU for {idle / 60:.0f} minutes{paid}"
+            self.runner.stop("watchdog", text)
 
 
 def bucket_key(path: str) -> str:
