@@ -202,20 +202,24 @@ def test_time_and_money_are_held_against_budget_and_deadline(monkeypatch, tmp_pa
     assert (verdict, "deadline" in seen, bool(hint)) == ("warn", True, True)
 
 
-def test_the_estimate_takes_upstreams_own_ratio_where_the_script_gives_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(homerun.machine, "_nvml", lambda: nvml(8, 80))
-    monkeypatch.setattr(
-        sys.modules[__name__], "FLAGS", FLAGS + 'p.add_argument("--target-param-data-ratio", default=10)\n'
-    )
+def estimate(tmp_path, script, flags="", depth=20):
+    (tmp_path / "scripts").mkdir(exist_ok=True)
+    (tmp_path / "scripts" / "base_train.py").write_text(FLAGS + flags)
+    source = Source("u", None, None, tmp_path, "speedrun.sh", "0" * 64)
+    return estimate_seconds(source, read_plan(script), depth, [{"name": "NVIDIA H100 80GB HBM3"}] * 8) / 3600
 
-    def seconds(ratio):
-        script = BATCH_16.strip() + ratio + b"\n"
-        stage(tmp_path, script)
-        source = Source("u", None, None, tmp_path, "speedrun.sh", "0" * 64)
-        return estimate_seconds(source, read_plan(script), 20, [{"name": "H100"}] * 8)
 
-    assert seconds(b" --target-param-data-ratio=20") == pytest.approx(2 * seconds(b""))
-    assert 3 * 3600 < seconds(b" --target-param-data-ratio=20") < 4.5 * 3600  # upstream's own: 3 h 51 min in all
+def test_the_estimate_takes_upstreams_own_ratio_where_the_script_gives_none(tmp_path):
+    script = b"torchrun -m scripts.base_train -- --depth=20"
+    flags = 'p.add_argument("--target-param-data-ratio", default=10)\n'
+    assert estimate(tmp_path, script, flags) == pytest.approx(estimate(tmp_path, script) / 2)
+
+
+def test_the_estimate_is_near_what_upstreams_own_speedruns_took(tmp_path):
+    """October 2025: 3 h 51 min in all. March 2026: 1 h 39 min of pretraining alone."""
+    assert 3.5 < estimate(tmp_path, b"torchrun -m scripts.base_train -- --depth=20") < 4.2
+    newer = b"torchrun -m scripts.base_train -- --depth=24 --target-param-data-ratio=8 --fp8"
+    assert 1.8 < estimate(tmp_path, newer, "num_scaling_params = 0\n", 24) < 2.5
 
 
 def test_what_the_docs_say_of_the_checks_is_what_they_are(tmp_path):
