@@ -134,6 +134,7 @@ class Attempt:
     machine: dict[str, Any] = field(default_factory=dict)
     nproc: int | None = None
     price: float | None = None  # USD per hour for the whole machine
+    price_source: str | None = None  # where that was learnt
     wrapper: dict[str, Any] | None = None
     resumed_from: dict[str, Any] | None = None
     argv: list[str] = field(default_factory=list)  # how the job was called
@@ -294,6 +295,7 @@ class RunState:
                 machine=event.get("machine") or {},
                 nproc=event.get("nproc"),
                 price=event.get("price_usd_per_hour"),
+                price_source=event.get("price_source"),
                 wrapper=event.get("wrapper"),
                 resumed_from=event.get("resumed_from"),
                 argv=event.get("argv") or [],

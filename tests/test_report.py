@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from homerun.console.words import words
+from homerun.cost import PRICES_READ_ON, machine_price, totals
 from homerun.report.compare import comparison, labels
 from homerun.report.content import content, count, reproduce
 from homerun.report.curves import plots
@@ -17,7 +19,7 @@ from homerun.report.html import page
 from homerun.report.markdown import escape, markdown
 from homerun.report.published import GPT2_CORE, PUBLISHED, references
 from homerun.report.write import write_report
-from tests.story import Story, attempt, begin, end, speedrun, train
+from tests.story import H100, Story, attempt, begin, end, speedrun, train
 
 
 class Outline(html.parser.HTMLParser):
@@ -129,6 +131,32 @@ def test_the_best_checkpoint_is_of_its_own_stage():
     text, _ = rendered(speedrun().state())
     best = [line.split("|")[1].strip() for line in text.splitlines() if "| best |" in line and "/d20/" in line]
     assert [name.split("/")[0] for name in best] == ["base\\_checkpoints", "chatsft\\_checkpoints"]
+
+
+def test_a_list_price_is_shown_with_its_date():
+    story = speedrun(steps=100)
+    priced = machine_price([H100] * 8, None)
+    begin = next(event for event in story.events if event["type"] == "attempt.begin")
+    begin |= {"price_usd_per_hour": priced.usd_per_hour, "price_source": priced.source}
+    text, _ = rendered(story.state())
+    assert f"| Price | $27.92 an hour: 8 × H100 at $3.49, a list price of {PRICES_READ_ON} |" in text
+    assert f"a list price of {PRICES_READ_ON}" in words(begin)
+
+
+def test_what_is_paid_for_begins_with_the_process():
+    story = speedrun(steps=100)
+    before = story.state()
+    begin = next(event for event in story.events if event["type"] == "attempt.begin")
+    begin["started"] = begin["t"] - 3600
+    assert totals(story.state()).usd == pytest.approx(totals(before).usd + 24.0)
+    assert totals(story.state()).first_step_seconds == pytest.approx(totals(before).first_step_seconds + 3600)
+
+
+def test_attempts_have_a_bar_of_their_own():
+    story = speedrun(steps=100, fails="base_train")
+    attempt(story)
+    text, _ = rendered(story.state())
+    assert "By attempt:" in text and re.search(r"█ +\d+%  attempt 1: ", text) and "(attempt 1): " in text
 
 
 def test_an_unknown_price_is_never_shown_as_nothing():

@@ -33,9 +33,9 @@ def _run(event: Event) -> str:
 
 
 def _attempt(event: Event) -> str:
-    price = event.get("price_usd_per_hour")
+    price, source = event.get("price_usd_per_hour"), event.get("price_source")
     parts = [f"attempt {event['attempt']} on {hardware(event.get('machine') or {})}"]
-    parts.append(f"{money(price)} an hour" if price is not None else "price unknown")
+    parts.append(f"{money(price)} an hour{f' ({source})' if source else ''}" if price is not None else "price unknown")
     if resumed := event.get("resumed_from"):
         parts.append(f"goes on from step {resumed.get('step')} ({resumed.get('group')})")
     return ", ".join(parts)

@@ -166,7 +166,8 @@ class Job:
         gpus = machine.get("gpus") or []
         fitted = wanted_fit(self.settings, start.source, start.plan, self.request.nproc, self.request.phase_args)
         nproc = self.request.nproc if self.request.nproc is not None else fitted.nproc if fitted else len(gpus)
-        price = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price).usd_per_hour
+        priced = cost.machine_price(gpus, self.settings.homerun_gpu_hour_price)
+        price = priced.usd_per_hour
         depth = max(depths(start.source, self.request.phase_args), default=None)
         self.nproc, self.gpus, self.price, self._knows_torch = nproc, gpus[:nproc], price, False
         saver, world = read_saver(start.source.root), max(1, nproc)
@@ -188,7 +189,8 @@ class Job:
             self.emit("run.begin", **run_event(start))
         going_on = past.newest()
         resumed_from = {"phase": going_on[0], "step": going_on[1]} if going_on else None
-        self.emit("attempt.begin", started=self.started, **attempt_event(start, machine, nproc, price, resumed_from))
+        paid = {"started": self.started, "price_source": priced.source}
+        self.emit("attempt.begin", **paid, **attempt_event(start, machine, nproc, price, resumed_from))
         if going_on and saved_by != world:
             self._fail(
                 Exit.PREFLIGHT,

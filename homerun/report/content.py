@@ -89,6 +89,10 @@ def _ran(state: RunState) -> Section:
         ("GPUs", ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "none"),
         ("Driver, CUDA", ", ".join(str(machine[key]) for key in ("driver", "cuda") if machine.get(key))),
         ("Machine", _machine(machine)),
+        (
+            "Price",
+            f"{money(attempt.price)} an hour: {attempt.price_source}" if attempt and attempt.price_source else None,
+        ),
         ("Python", ", ".join(str(machine[key]) for key in ("python", "platform") if machine.get(key))),
         ("torch", state.fact("torch_version")),
         ("Image", machine.get("image")),
@@ -163,7 +167,8 @@ def _time_and_money(state: RunState, now: float) -> Section:
         (
             phase.phase,
             phase_seconds(phase, now),
-            f"{phase.phase}: {minutes(phase_seconds(phase, now))}, {money(phase_cost(state, phase, now))}",
+            f"{phase.phase}{f' (attempt {phase.attempt})' if several else ''}: "
+            f"{minutes(phase_seconds(phase, now))}, {money(phase_cost(state, phase, now))}",
         )
         for phase in shown
         if not phase.background
@@ -179,17 +184,21 @@ def _time_and_money(state: RunState, now: float) -> Section:
             f"From start to first training step: {minutes(sums.first_step_seconds)}, {money(sums.first_step_usd)}."
         )
     if several:
-        blocks.append(_attempts(state))
+        blocks += _attempts(state)
     return Section("Time and money", blocks)
 
 
-def _attempts(state: RunState) -> Table:
+def _attempts(state: RunState) -> list[Block]:
     rows = []
+    whole = sum(attempt.end - attempt.began for attempt in state.attempts) or 1.0
+    bar = []
     for attempt in state.attempts:
         seconds = attempt.end - attempt.began
         usd = None if attempt.price is None else seconds / 3600 * attempt.price
         went_on = f"from step {attempt.resumed_from.get('step')}" if attempt.resumed_from else ""
         ended = "" if attempt.code is None else str(attempt.code)
+        name = f"attempt {attempt.number}"
+        bar.append((name, seconds / whole, f"{name}: {minutes(seconds)}, {money(usd)}"))
         rows.append(
             [
                 str(attempt.number),
@@ -200,7 +209,8 @@ def _attempts(state: RunState) -> Table:
                 attempt.reason or went_on,
             ]
         )
-    return Table(["attempt", "began", "time", "cost", "exit code", ""], rows, frozenset({2, 3, 4}))
+    header = ["attempt", "began", "time", "cost", "exit code", ""]
+    return ["By attempt:", Bar(bar), Table(header, rows, frozenset({2, 3, 4}))]
 
 
 def _samples(state: RunState, most: int = 12) -> Section:

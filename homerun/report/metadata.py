@@ -101,6 +101,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "machine": attempt.machine,
         "nproc": attempt.nproc,
         "price_usd_per_hour": attempt.price,
+        "price_source": attempt.price_source,
         "usd": None if attempt.price is None else _money((attempt.end - attempt.began) / 3600 * attempt.price),
         "resumed_from": attempt.resumed_from,
         "wrapper": attempt.wrapper,
