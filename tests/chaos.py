@@ -121,6 +121,8 @@ class Case:
                 strike(job.pid, kill.victim)
                 if kill.victim == "uploader":
                     continue  # the job goes on
+                if kill.victim == "machine":
+                    wait_for(self._is_off, 60)
                 if job.wait() == 0:
                     break  # the phase was a harmless one, or was over
                 self._bury(at)
@@ -154,6 +156,14 @@ class Case:
         events = [event for event in replay(grave / self.run / "journal.jsonl") if event["attempt"] not in known]
         newest = max((event["attempt"] for event in events), default=0)
         self.deaths.append(Death(at, [event for event in events if event["attempt"] == newest]))
+
+    def _is_off(self) -> bool:
+        """A machine takes with it what was born while it died, which no list of its processes had."""
+        left = self.alive()
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        return not left
 
     def alive(self) -> list[psutil.Process]:
         """Processes that work in this case's folder."""
