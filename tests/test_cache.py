@@ -1,5 +1,6 @@
 """The input cache: filled by one run, verified by the next, never trusted, never in a run's way."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -110,8 +111,27 @@ def test_of_shards_the_right_ones_come_home_although_one_is_wrong(store, tmp_pat
     spoil(store, "right")
     place = tmp_path / "home" / "base_data"
     place.parent.mkdir()
-    assert cache.bring(store, "base/base_data-1", place, partial=True)[0] == 1
+    assert cache.bring(store, "base/base_data-1", place, partial=True) == (1, len("fine"))
     assert tree(place) == {"b": "fine"}
+
+
+def test_a_full_disk_gets_its_space_back(tmp_path):
+    store = FolderStore(tmp_path / "bucket")
+    keep(store, unit(tmp_path, "n", {"base_data/a": "one", "base_data/b": "two"}), tmp_path)
+    place = tmp_path / "home" / "base_data"
+    place.parent.mkdir()
+    download = store.download
+
+    def full(key: str, dest: Path, **more) -> None:
+        if dest.name == "b":
+            dest.with_name("b.part").write_text("t")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        download(key, dest, **more)
+
+    store.download = full
+    with pytest.raises(OSError, match="space"):
+        cache.bring(store, "n", place, partial=True)
+    assert not list(place.parent.iterdir())
 
 
 def test_what_a_killed_attempt_had_brought_is_not_fetched_again(tmp_path):

@@ -115,16 +115,22 @@ def bring(store: Store, name: str, place: Path, partial: bool = False) -> tuple[
         key = OBJECTS + file.sha256
         try:
             store.download(key, path, etag=file.etag, bytes=file.bytes, sha256=file.sha256)
-        except (Corrupt, Changed) as error:
-            with suppress(StoreError):
-                store.delete([key])
+        except (Corrupt, StoreError) as error:
+            if isinstance(error, Corrupt | Changed):
+                with suppress(StoreError):
+                    store.delete([key])
+            for begun in path.parent.glob(f"{path.name}.part*"):
+                begun.unlink()
             failed.append(error)
-        except StoreError as error:
-            failed.append(error)
+            return 0
         return file.bytes
 
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        moved = sum(pool.map(fetch, files))
+    try:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            moved = sum(pool.map(fetch, files))
+    except OSError:  # a full disk gets its space back
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     if failed and not (partial and (staging / place.name).exists()):
         shutil.rmtree(staging, ignore_errors=True)
         raise failed[0]
