@@ -122,6 +122,7 @@ def box(tmp_path):
     added = "".join(f"parser.add_argument({flag})\n" for flag in flags)
     train.write_text(train.read_text().replace("args = parser", added + "args = parser", 1))
     env = {"HOMERUN_DIR": str(tmp_path / "dir"), "HOMERUN_RUN_ID": "run", "HOMERUN_SYNC_SECONDS": "0.1"}
+    env["HOMERUN_SKIP_CHECKS"] = "disk"
     return str(upstream), env | on_path(tmp_path / "box", 2, 40)
 
 

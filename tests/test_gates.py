@@ -237,7 +237,8 @@ def test_the_trial_sees_tokenizer_and_data_but_no_checkpoint_and_what_it_saves_i
 
 def test_a_trial_that_fails_hands_on_the_warning_that_explains_it(tmp_path):
     (tmp_path / "base").mkdir()
-    words = "echo 'torch.OutOfMemoryError: CUDA out of memory. Tried to allocate'; exit 1"
+    said = ["WARNING: Flash Attention 3 not available", "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate"]
+    words = f"printf '%s\\n' '{said[0]}' '{said[1]}' 'torch.distributed.elastic.ChildFailedError:'; exit 1"
     trial = try_steps(["bash", "-c", words], os.environ, tmp_path, tmp_path / "base", tmp_path / "log")
     verdict, seen, hint = judge_trial(trial, None, "")
     assert (verdict, "status 1 after 0 steps: torch.OutOfMemoryError" in seen) == ("fail", True)
@@ -252,7 +253,7 @@ def box(tmp_path):
     script.write_text(script.read_text().replace("--depth=4", "--depth=24"))
     (tmp_path / "faults").mkdir()
     env = {"HOMERUN_DIR": str(tmp_path / "dir"), "HOMERUN_RUN_ID": "run", "FAULTS": str(tmp_path / "faults")}
-    env["HOMERUN_SYNC_SECONDS"] = "0.1"
+    env |= {"HOMERUN_SYNC_SECONDS": "0.1", "HOMERUN_SKIP_CHECKS": "disk"}
     return str(upstream), env | on_path(tmp_path / "box", 2, 80)
 
 

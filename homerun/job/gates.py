@@ -60,7 +60,9 @@ class Gates:
             self._speed = False
             results += self._try_steps(phase, argv, flags)
         for result in results:
-            self.emit("check", **result)
+            event = self.emit("check", **result)  # redacted: what is seen may be upstream's own words
+            if event["name"] == TRAINING_SPEED and event["verdict"] == "pass":
+                self.say(f"{TRAINING_SPEED}: {event['seen']}")
         skipped = self.settings.homerun_skip_checks
         bad = [one for one in results if one["verdict"] == "fail" and one["name"] not in skipped]
         return "; ".join(f"{one['name']}: {one['seen']} ({one['hint']})" for one in bad)
@@ -76,14 +78,15 @@ class Gates:
         expected = None
         if depth.isdigit() and int(depth) in TABLE_DEPTHS and not any(_says(argv, flags, name) for name in OTHER_MODEL):
             expected = table_tokens_per_second(int(depth), self.gpus)
-        self.say(f"{TRAINING_SPEED}: {STEPS} real steps of {phase.name} that nobody keeps, a minute or two")
         log, env = self.raw / f"{TRAINING_SPEED}.log", environment(phase.pid)
+        if not env:
+            return []
+        self.say(f"{TRAINING_SPEED}: {STEPS} real steps of {phase.name} that nobody keeps, a minute or two")
         trial = try_steps(trial_argv(argv, flags), env, phase.cwd, self.base, log, self.tick)
         if trial.status == STOPPED and trial.rate is None:
             return []  # the run ends for another reason
         verdict, seen, hint = judge_trial(trial, expected, box)
         seen = f"{seen}; this took {self._cost(trial.seconds)}"
-        self.say(f"{TRAINING_SPEED}: {verdict}: {seen}")
         seconds = round(trial.seconds, 3)
         return [
             {"name": TRAINING_SPEED, "verdict": verdict, "seen": seen, "hint": hint, "seconds": seconds, "stage": "B"}

@@ -79,7 +79,7 @@ def run_gates(
 
 @dataclass
 class Trial:
-    """What some steps of base training told. rates: tokens a second of each; words: a warning or the last line."""
+    """What some steps of base training told. rates: tokens a second of each; words: its first error or last line."""
 
     rates: list[float] = field(default_factory=list)
     words: tuple[str, str] = ("", "")  # what it said, what to do about it
@@ -117,7 +117,7 @@ def try_steps(
                 for kind, data in reader.feed(printed.read()):
                     if kind == "step" and data.get("tok_per_sec"):
                         trial.rates.append(data["tok_per_sec"])
-                    elif kind == "warning":
+                    elif kind == "warning" and "rror" in data["text"] and not trial.words[0]:
                         trial.words = (data["text"], data["hint"])
                 return len(trial.rates) < STEPS and tick()
 
