@@ -127,6 +127,14 @@ def test_a_public_status_shows_the_page_but_neither_log_nor_chat(run):
             assert httpx.get(url + path).status_code == 401, path
 
 
+@pytest.mark.parametrize("offered", [10, 40, 1000])
+def test_a_client_has_its_rate_whatever_it_asks_for(monkeypatch, offered):
+    monkeypatch.undo()
+    bucket = guard.Bucket(rate=20, burst=5)
+    taken = sum(bucket.take("a", second + i / offered) for second in range(10) for i in range(offered))
+    assert abs(taken - min(offered * 10, 5 + 200)) <= 1 and bucket.take("b", 10)
+
+
 @pytest.mark.slow
 def test_wrong_tokens_and_floods_are_slowed_down(monkeypatch, run):
     monkeypatch.undo()

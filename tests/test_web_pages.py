@@ -478,6 +478,8 @@ def test_every_state_of_the_chat_can_be_read_by_everybody(browser, tmp_path, mon
             ask(page, "What is 12*12?")
             assert page.inner_text(".assistant .calls") == "calculator: 12*12 = 144"
             assert page.locator(".message.assistant").locator("h2, ol > li, pre, table, blockquote").count() == 6
+            numbers = "getComputedStyle(document.querySelector('.message ol > li')).listStyleType"
+            assert page.evaluate(numbers) == "decimal"
             accept(page, "markdown")
             page.click("summary")
             accept(page, "settings")

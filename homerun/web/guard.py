@@ -47,11 +47,12 @@ class Bucket:
         return min(self.burst, left + (now - then) * self.rate)
 
     def take(self, client: str, now: float) -> bool:
-        """Whether `client` may do it once more; if so, it is counted."""
+        """Whether `client` may do it once more; if so, it is counted. What is refused costs nothing: a client that asks
+        for twice its rate has its rate, not nothing."""
         left = self.left(client, now)
         if len(self._left) > 10_000:
             self._left = {other: state for other, state in self._left.items() if self.left(other, now) < self.burst}
-        self._left[client] = (max(0.0, left - 1), now)
+        self._left[client] = (left - 1 if left >= 1 else left, now)
         return left >= 1
 
 
