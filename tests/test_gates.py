@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from fake_upstream import command, environment, homerun, make
-from running import Marked, wait_until
+from running import Marked, go_on, prepare, wait_until
 
 from homerun.job.gates import TABLE_DEPTHS
 from homerun.job.saving import table_tokens_per_second
@@ -53,6 +53,20 @@ def test_a_job_that_is_killed_leaves_nothing_of_it_running(tmp_path):
     job.kill()
     job.wait()
     assert mark.gone()
+
+
+def test_a_script_that_waits_for_its_gates_is_not_taken_for_stuck(tmp_path):
+    seen = []
+
+    def decide(phase):
+        ran.runner.idle_seconds()
+        ran.runner._activity._active -= 3600
+        seen.append(ran.runner.idle_seconds())
+        return go_on(phase)
+
+    ran = prepare(tmp_path, "python -c pass\n", decide=decide)
+    ran.run()
+    assert [seconds < 60 for seconds in seen] == [True]
 
 
 # -- gates --------------------------------------------------------------------------------------------------------
