@@ -16,10 +16,11 @@ from fake_upstream import environment
 from homerun.cost import ENDING_SECONDS, Pace, Saving, dollars, plan_stop
 from homerun.errors import Exit
 from homerun.job.limits import UNMEASURED_LANDING_SECONDS, Limits
+from homerun.job.saving import UNKNOWN_STEPS, save_every, table_step_seconds, unknown_save_every
 from homerun.journal import replay
 from homerun.settings import Settings
 from homerun.state import RunState
-from tests.story import Story
+from tests.story import H100, Story
 
 PRICE = 24.0  # USD per hour
 
@@ -197,6 +198,22 @@ def test_the_time_to_write_a_save_is_reserved():
     slow = Saving(**{**vars(quick), "pause_seconds": 60.0})
     assert not plan_stop(quick, left=60, price=None).stop_now
     assert plan_stop(slow, left=60, price=None).stop_now
+
+
+def test_saves_are_as_far_apart_as_asked_and_closer_where_money_or_time_is_short():
+    gpus, settings = [H100] * 8, Settings.load({})
+    seconds = table_step_seconds(20, gpus)
+    assert save_every(settings, RunState(), 20, gpus) * seconds == pytest.approx(20 * 60, rel=0.01)
+    assert save_every(settings, RunState(), 20, gpus, left=1e6) * seconds == pytest.approx(20 * 60, rel=0.01)
+    assert save_every(settings, RunState(), 20, gpus, left=3600) * seconds == pytest.approx(10 * 60, rel=0.01)
+    assert save_every(settings, RunState(), 20, gpus, left=-5) == 1
+    assert save_every(settings, RunState(), 20, [{"name": "Radeon"}]) is None
+
+
+def test_base_training_on_an_unknown_gpu_does_not_wait_for_its_end_to_save():
+    assert unknown_save_every(["torchrun", "-m", "scripts.base_train", "--depth=20"]) == UNKNOWN_STEPS
+    assert unknown_save_every(["python", "--save_every=100"]) is None
+    assert unknown_save_every(["python", "--save-every", "100"]) is None
 
 
 # -- for real ------------------------------------------------------------------------------------------------------

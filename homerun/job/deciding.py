@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from homerun.job.resume import Resume
+from homerun.job.saving import unknown_save_every
 from homerun.upstream.adapt import Change, Wishes, adapt, skip_reason
 from homerun.upstream.flags import Flags, module_flags
 from homerun.upstream.plan import Plan, Step
@@ -28,9 +29,12 @@ class Deciding:
             return Decision(None, reason)
         if self.has_tokenizer and (step.module or "").endswith(".tok_train"):
             return Decision(None, "the same code has made it of the same data: it is from the input cache")
-        wishes = replace(self.wishes, resume_step=self.past.step_to_resume(phase))
+        wishes = replace(self._wishes(step), resume_step=self.past.step_to_resume(phase))
         argv, changes = adapt(step, list(phase.original), wishes, self.flags(step))
         return Decision(argv, changes=tuple(changes), env=self._wandb(phase))
+
+    def _wishes(self, step: Step) -> Wishes:
+        return replace(self.wishes, save_every=self.wishes.save_every or unknown_save_every(step.words))
 
     def _wandb(self, phase: Phase) -> dict[str, str]:
         """One W&B run a phase, whatever number of attempts it takes; who has no key never reads these."""
@@ -45,7 +49,7 @@ class Deciding:
         """The adaptations of every phase of the plan, as far as they can be told before it runs."""
         changes: list[Change] = []
         for step in plan.steps:
-            changes += adapt(step, list(step.words), self.wishes, self.flags(step))[1]
+            changes += adapt(step, list(step.words), self._wishes(step), self.flags(step))[1]
         return changes
 
     def can_resume(self, plan: Plan) -> frozenset[str]:

@@ -175,9 +175,11 @@ class Job:
         restored = bring_back(self.store, self.run, saver, saved_by, self.warn) if start.history else Restored()
         past = Resume(start.history, restored.proven, restored.made)
         self.watch = Watch(self.run.base, world, saver, restored.known)
+        caps = limits_now(self.settings, self.outbox.dir)
+        left, _ = cost.seconds_left(caps, cost.spent(self.state) or 0.0, price, time.time())
         wishes = Wishes(
             nproc=nproc,
-            save_every=save_every(self.settings, self.state, depth, gpus[:nproc]),
+            save_every=save_every(self.settings, self.state, depth, gpus[:nproc], left),
             resume_step=None,  # each phase's own, as it begins
             fit=fitted,
             phase_args=self.request.phase_args,

@@ -21,13 +21,34 @@ TABLE_DEPTH = 20
 BATCH_TOKENS = 524_288  # upstream's total batch where neither its script nor the user says another
 
 
-def save_every(settings: Settings, state: RunState, depth: int | None, gpus: Sequence[Mapping[str, Any]]) -> int | None:
+# On a GPU that is not in the table, in base training that would save at its end alone: as often as upstream evaluates.
+UNKNOWN_STEPS = 250
+LEAST_SAVES = 6  # as many save intervals as a budget or deadline leaves time for
+
+
+def save_every(
+    settings: Settings,
+    state: RunState,
+    depth: int | None,
+    gpus: Sequence[Mapping[str, Any]],
+    left: float | None = None,
+) -> int | None:
     """Steps between two saves of base training, about `HOMERUN_SAVE_MINUTES` apart; None where nothing can be told.
 
-    From an earlier attempt's measured steps, else from the table.
+    From an earlier attempt's measured steps, else from the table. left: seconds until budget or deadline, if any; a
+    short one saves more often, so that its end loses little.
     """
     seconds = measured_step_seconds(state) or table_step_seconds(depth, gpus)
-    return max(1, round(settings.homerun_save_minutes * 60 / seconds)) if seconds else None
+    apart = settings.homerun_save_minutes * 60
+    if left is not None:
+        apart = min(apart, left / LEAST_SAVES)
+    return max(1, round(apart / seconds)) if seconds else None
+
+
+def unknown_save_every(words: Sequence[str]) -> int | None:
+    """The same where nothing can be told; None where the script says itself how often it saves."""
+    says = any(word.replace("_", "-").startswith("--save-every") for word in words)
+    return None if says else UNKNOWN_STEPS
 
 
 def measured_step_seconds(state: RunState) -> float | None:
