@@ -118,7 +118,7 @@ def test_a_wrong_order_is_refused_before_anything_is_sent(change: dict[str, Any]
     def merge(base: Any, over: Any) -> Any:
         return base | {k: merge(base.get(k), v) for k, v in over.items()} if isinstance(base, dict) else over
 
-    values = dict.fromkeys(names(TEMPLATE), "1") | ENVIRON
+    values = dict.fromkeys(names(TEMPLATE), "1") | ENVIRON | {"HOMERUN_AFTER": "hold"}
     values |= dict.fromkeys([name for name in names(TEMPLATE) if name.startswith("REGISTRY")], "")
     with pytest.raises(RequestError) as caught:
         check(merge(fill(TEMPLATE, values), change), {"R2_SECRET_ACCESS_KEY": CANARY})

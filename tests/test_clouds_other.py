@@ -219,6 +219,8 @@ def test_a_dry_run_checks_and_prices_and_sends_nothing_and_shows_no_secret(
         ({"SCRIPT_PUBKEY": "hello"}, [], "SCRIPT_PUBKEY is no public key", 2),
         ({"HOMERUN_PHASE_ARGS": "--depth=26"}, [], "HOMERUN_PHASE_ARGS is not a JSON object", 2),
         ({"HOMERUN_AFTER": "never"}, [], "Set it to exit, hold or stop", 2),
+        ({"IMAGE": "UPPER CASE"}, [], "names no image", 2),
+        ({"IMAGE": "docker.io/Me/x"}, [], "names no image", 2),
         ({"KEEP_ALIVE": "yep"}, [], "KEEP_ALIVE", 2),
         ({"IMAGE": ""}, [], "there is no image", 2),
         ({"IOCLOUD_API_KEY": ""}, [], "IOCLOUD_API_KEY is not set", 2),
@@ -289,6 +291,10 @@ def test_deploy_list_logs_destroy(caas: FakeCaaS, s3_server: s3.Server) -> None:
     assert [(each["id"], each["minutes_left"]) for each in json.loads(listed.stdout)] == [(id, 300)]
     logs = homerun("deployments", "--logs", id, **given)
     assert logs.stdout == "hello from the box\na leak [R2_SECRET_ACCESS_KEY]\n"
+    for command in (["deployments", "--logs", "nosuch"], ["extend", "nosuch", "2", "--max-cost", "60"]):
+        unknown = homerun(*command, **given)
+        assert unknown.returncode == 2 and unknown.stderr.startswith("error: there is no deployment nosuch")
+    assert homerun("destroy", "nosuch", "--yes", **given).returncode == 3
     assert homerun("destroy", id, **given).returncode == 2
     assert homerun("destroy", id, "--yes", **given).returncode == 0
     assert caas.deployments[id]["status"] == "termination requested"

@@ -118,6 +118,12 @@ def open_cloud(name: str, settings: Settings) -> Cloud:
     raise RequestError(f"there is no cloud {name!r}", "Choose caas or runpod")
 
 
+def check_known(cloud: Cloud, id: str) -> None:
+    """RequestError for an id that is not the account's: a read of one may be answered as one of a new deployment is."""
+    if id not in (each.id for each in cloud.deployments()):
+        raise RequestError(f"there is no deployment {id}", f"`homerun deployments --on {cloud.name} --all` lists them")
+
+
 def _key(settings: Settings, name: str, hint: str) -> str:
     value = getattr(settings, name.lower())
     if value is None:

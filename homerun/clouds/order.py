@@ -21,6 +21,9 @@ from homerun.redact import Redactor
 from homerun.settings import R2_NAMES
 
 REFERENCE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
+IMAGE = re.compile(  # registry, repository, tag, digest
+    r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]*)?(@sha256:[0-9a-f]{64})?"
+)
 SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|API_KEY|ACCESS_KEY")
 
 
@@ -151,6 +154,10 @@ def check(filled: Mapping[str, Any], secrets: Mapping[str, str]) -> Order:
     except ValidationError as error:
         text = "; ".join(_explain(problem) for problem in error.errors(include_url=False, include_input=False))
         raise RequestError(f"the deployment file is wrong: {text}", "docs/caas.md has the schema") from None
+    if not IMAGE.fullmatch(order.registry_config.image_url):
+        raise RequestError(
+            f"IMAGE is {order.registry_config.image_url!r}, which names no image", "build_and_push.sh prints it"
+        )
     config = order.container_config
     for name, value in config.env_variables.items():
         if name in secrets or SECRET_NAME.search(name) or any(secret in value for secret in secrets.values()):

@@ -40,7 +40,7 @@ def command(
     hours: float = typer.Option(4.0, min=0.1, help="How long you think it takes; a d20 on 8 H100s takes about 4."),
     reserve_hours: float = typer.Option(1.0, min=0.0, help="Booked on top, for boot, landing and surprises."),
     max_cost: float = typer.Option(
-        None, metavar="USD", help="Refuse a higher price; unset: HOMERUN_BUDGET_USD, or ask."
+        None, min=0.0, metavar="USD", help="Refuse a higher price; unset: HOMERUN_BUDGET_USD, or ask."
     ),
     run_id: str = typer.Option(None, envvar="HOMERUN_RUN_ID", help="Go on with this run; unset: a new one."),
     dry_run: bool = typer.Option(False, "--dry-run", help="Check and price everything, show it, send nothing."),

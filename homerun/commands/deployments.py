@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from homerun.clouds.cloud import open_cloud
+from homerun.clouds.cloud import check_known, open_cloud
 from homerun.settings import Settings
 
 
@@ -30,6 +30,7 @@ def command(
     settings = Settings.load()
     cloud, redactor = open_cloud(on, settings), settings.redactor()
     if logs:
+        check_known(cloud, logs)
         for line in cloud.logs(logs, "stderr" if stderr else "stdout"):
             print(redactor.text(line), flush=True)
         return

@@ -7,7 +7,7 @@ import typer
 
 from homerun.bucket import extension
 from homerun.bucket.store import open_for_a_person
-from homerun.clouds.cloud import Deployment, open_cloud
+from homerun.clouds.cloud import Deployment, check_known, open_cloud
 from homerun.errors import RequestError
 from homerun.settings import Settings
 
@@ -15,7 +15,7 @@ from homerun.settings import Settings
 def command(
     id: str = typer.Argument(metavar="ID", help="As `homerun deployments` lists it."),
     hours: int = typer.Argument(min=1, max=8760, help="Hours to add."),
-    max_cost: float = typer.Option(None, metavar="USD", help="Refuse a higher price; unset: ask."),
+    max_cost: float = typer.Option(None, min=0.0, metavar="USD", help="Refuse a higher price; unset: ask."),
     on: str = typer.Option("caas", "--on", help="caas or runpod."),
 ) -> None:
     """Add hours to a deployment (on CaaS they are paid at once). Its job is told through the bucket, within a minute:
@@ -27,6 +27,7 @@ def command(
     """
     settings = Settings.load()
     cloud = open_cloud(on, settings)
+    check_known(cloud, id)
     box = cloud.status(id)
     if box.over:
         raise RequestError(f"{id} is {box.status}", "Go on in a new one: `homerun deploy --run-id RUN`")
