@@ -111,8 +111,8 @@ def simulate(seed: int, told: bool, deadline: bool) -> Ended:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.parametrize("deadline", [False, True], ids=["budget", "deadline"])
-def test_a_limit_is_never_broken_and_the_newest_save_is_always_in_the_bucket(seed, deadline):
+def test_a_limit_is_never_broken_and_the_newest_save_is_always_in_the_bucket(seed):
+    deadline = seed % 2 == 1
     ended = simulate(seed, told=False, deadline=deadline)
     assert ended.unspent >= 0
     assert ended.landed is not None and ended.landed == ended.saved
