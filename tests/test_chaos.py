@@ -11,6 +11,7 @@ from homerun.journal import replay
 from homerun.state import fold
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+QUICK = {"HOMERUN_SYNC_SECONDS": "0.5"}  # no R2 here that takes one write a second a key
 
 
 @pytest.mark.parametrize("seed", [4, 20, 28])
@@ -21,30 +22,29 @@ def test_a_run_killed_at_random_moments_ends_good_on_an_emptied_disk_and_lost_no
 
 
 @pytest.mark.s3
-@pytest.mark.parametrize("seed", [15, 33])
-def test_so_it_does_over_s3(tmp_path, s3_server, seed):
-    case = fake_case(tmp_path, f"chaos-{seed}", **s3_server.environ())
-    case.play(kills_of(seed, case.total))
+def test_so_it_does_over_s3_where_the_uploader_alone_dies(tmp_path, s3_server):
+    case = fake_case(tmp_path, "chaos-33", **s3_server.environ())
+    case.play(kills_of(33, case.total))
     assert not problems(case)
 
 
 @pytest.mark.s3
 def test_training_does_not_notice_that_the_bucket_is_dead_for_three_seconds(tmp_path):
     with serve(tmp_path / "weed") as server:
-        case = fake_case(tmp_path, **server.environ())
+        case = fake_case(tmp_path, **server.environ(), **QUICK)
         assert not disturbed(case, server.kill, server.start, 3)
 
 
 @pytest.mark.s3
 def test_training_does_not_notice_that_the_bucket_asks_to_slow_down(tmp_path, s3_proxy, s3_server):
-    case = fake_case(tmp_path, "chaos-slow", **s3_server.environ(s3_proxy.endpoint))
+    case = fake_case(tmp_path, "chaos-slow", **s3_server.environ(s3_proxy.endpoint), **QUICK)
     found = disturbed(case, lambda: setattr(s3_proxy, "fault", slow_down), lambda: setattr(s3_proxy, "fault", None), 5)
     assert not found
 
 
 @pytest.mark.s3
 def test_what_the_bucket_refused_at_the_end_is_named_with_exit_5_and_push_brings_it(tmp_path, s3_proxy, s3_server):
-    env = s3_server.environ(s3_proxy.endpoint) | {"HOMERUN_UPLOAD_MINUTES": "0.05"}
+    env = s3_server.environ(s3_proxy.endpoint) | QUICK | {"HOMERUN_UPLOAD_MINUTES": "0.05"}
     case = fake_case(tmp_path, "chaos-refused", total=20, **env)
     job = case.start()
     wait_for(lambda: any(e["type"] == "phase.begin" and e["phase"] == "chat_sft" for e in replay(case.journal)), 120)
