@@ -223,6 +223,12 @@ def test_too_few_steps_fail_with_what_was_printed_and_only_warn_where_time_ran_o
     assert judge_trial(Trial([9.0] * 6, ("x", ""), LATE), 9.0, "")[0] == "pass"
 
 
+def test_the_trial_evaluates_little_and_never_more_than_the_run_would():
+    flags = Flags(frozenset({"--eval-tokens"}), {"--eval-tokens": 20 * 524_288}, "argparse")
+    assert trial_argv(["x"], flags) == ["x", "--eval-tokens=524288"]
+    assert trial_argv(["x", "--eval-tokens=1024"], flags) == ["x", "--eval-tokens=1024"]
+
+
 @pytest.mark.parametrize("style", ["argparse", "configurator"])
 def test_the_trial_never_saves_evaluates_resumes_or_logs_as_that_commit_spells_it(style):
     dash = "-" if style == "argparse" else "_"

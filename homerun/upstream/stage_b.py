@@ -37,9 +37,10 @@ GRACE_SECONDS, POLL_SECONDS = 3.0, 0.25
 # others have 50 %) costs a factor of two to five; a table that is off by a third must not stop a good one.
 SLOW, BROKEN = 0.7, 0.4
 
-# Appended to base training's own arguments, the last value wins: no evaluation, sample or checkpoint ever comes, and
-# twice the steps, for it is ended before the last one, which would save.
-NEVER = 10**6
+# Appended to base training's own arguments, the last value wins: no sample or checkpoint ever comes, twice the steps,
+# for it is ended before the last one, which would save, and of evaluations only that before the first step (-1 means
+# "never" to some commits and "at every step" to others), cut from 10 million tokens to one batch of eight GPUs.
+NEVER, EVAL_TOKENS = 10**6, 2**19
 TRIAL = {
     "num-iterations": 2 * STEPS,
     "eval-every": NEVER,
@@ -94,7 +95,11 @@ class Trial:
 
 def trial_argv(argv: Sequence[str], flags: Flags) -> list[str]:
     """Base training as the run would start it, but for `STEPS` steps; flags as that commit spells them."""
-    return [*argv, *(f"{flag}={value}" for name, value in TRIAL.items() if (flag := flags.spell(name)))]
+    wanted = dict(TRIAL)
+    asked = flags.value(argv, "eval-tokens")
+    if str(asked).isdigit() and int(str(asked)) > EVAL_TOKENS:
+        wanted["eval-tokens"] = EVAL_TOKENS
+    return [*argv, *(f"{flag}={value}" for name, value in wanted.items() if (flag := flags.spell(name)))]
 
 
 def try_steps(
