@@ -10,15 +10,16 @@ the disk in one step, whole; its files lie in a folder beside it until then.
 import json
 import posixpath
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from homerun.bucket.outbox import Request
+from homerun.bucket.outbox import Outbox, Receipt, Request
 from homerun.bucket.restore import safe_path
-from homerun.bucket.store import Changed, Corrupt, FileChanged, Missing, Stat, Store, StoreError, sha256_of
+from homerun.bucket.store import Changed, Corrupt, FileChanged, Missing, Stat, Stopped, Store, StoreError, sha256_of
 from homerun.errors import HomerunError, UnprovenError
 
 INDEX, OBJECTS = "_cache/index/", "_cache/objects/"
@@ -67,6 +68,34 @@ def keep(store: Store, request: Request, run_dir: Path, wait: Callable[[], None]
         found.append(Kept(file.key, file.bytes, sha256, etag))
     _add(store, request.group, found)
     return sent
+
+
+@dataclass
+class Keeper:
+    """Fills the cache for a run's uploader: `units` one after the other, each answered in the outbox."""
+
+    store: Store
+    outbox: Outbox
+    run_dir: Path
+    wait: Callable[[], None]
+    units: list[Request] = field(default_factory=list)
+
+    def keep_one(self) -> None:
+        if not self.units:
+            return
+        request, begun = self.units[0], time.monotonic()
+        try:
+            sent = keep(self.store, request, self.run_dir, self.wait)
+        except Stopped:
+            return
+        except (HomerunError, OSError) as error:
+            why = "changed" if isinstance(error, FileChanged) else "refused"
+            receipt = Receipt(request.seq, False, why=why, text=str(error))
+        else:
+            seconds, at = round(time.monotonic() - begun, 3), round(time.time(), 3)
+            receipt = Receipt(request.seq, True, sent, seconds, at)
+        self.outbox.answer(receipt)
+        self.units.remove(request)
 
 
 def _add(store: Store, name: str, found: list[Kept]) -> None:

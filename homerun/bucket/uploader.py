@@ -26,16 +26,7 @@ from homerun.bucket import cache, extension, lease
 from homerun.bucket.follow import Follower
 from homerun.bucket.landing import Landing
 from homerun.bucket.outbox import NAMED, Outbox, Receipt, Request
-from homerun.bucket.store import (
-    Corrupt,
-    Denied,
-    FileChanged,
-    Stopped,
-    StoreError,
-    Unreachable,
-    open_store,
-    write_atomic,
-)
+from homerun.bucket.store import Corrupt, Denied, StoreError, Unreachable, open_store, write_atomic
 from homerun.errors import Exit, HomerunError, LeaseError
 from homerun.settings import Settings
 
@@ -54,7 +45,8 @@ class Uploader:
         self.settings, self.run_dir, self.run = settings, run_dir, run_dir.name
         self.closed = threading.Event()
         self.outbox = Outbox(run_dir / "outbox")
-        self.control, self.data, self.inputs = (open_store(settings) for _ in range(3))
+        self.control, self.data = open_store(settings), open_store(settings)
+        self.inputs = cache.Keeper(open_store(settings), self.outbox, run_dir, self._wait_for_groups)
         self.follower = Follower(self.control, self.run, run_dir, attempt)
         self.landing = Landing(
             self.data,
@@ -70,7 +62,6 @@ class Uploader:
         self._lease = lease.current(self.control, self.run, owner)
         self._beat_at, self._beat_lock = time.monotonic(), threading.Lock()
         self._waiting: list[Request] = []
-        self._units: list[Request] = []  # of the input cache
         self._take(self.outbox.pending())
         self._unproven: dict[str, Receipt] = self._earlier_failures()
         self._in_flight: list[Request] = []
@@ -101,7 +92,7 @@ class Uploader:
             (self._beat, lease.BEAT_SECONDS),
             (self._follow_all, self.settings.homerun_sync_seconds),
             (self._land_some, POLL_SECONDS),
-            (self._keep_inputs, POLL_SECONDS),
+            (self.inputs.keep_one, POLL_SECONDS),
             (self._bring_extension, lease.BEAT_SECONDS),
             (self._report, 1.0),
         ]
@@ -110,7 +101,7 @@ class Uploader:
             thread.start()
         self.closed.wait()
         self.data.stop.set()
-        self.inputs.stop.set()
+        self.inputs.store.stop.set()
         if failures:
             raise failures[0]
         end = time.monotonic() + FLUSH_SECONDS
@@ -165,27 +156,10 @@ class Uploader:
 
     def _take(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            (self._units if request.kind == "cache" else self._waiting).append(request)
-
-    def _keep_inputs(self) -> None:
-        """One unit of the input cache; between its files everything else goes first."""
-        if not self._units:
-            return
-        request, begun = self._units[0], time.monotonic()
-        try:
-            sent = cache.keep(self.inputs, request, self.run_dir, self._wait_for_groups)
-        except Stopped:
-            return
-        except (HomerunError, OSError) as error:
-            why = "changed" if isinstance(error, FileChanged) else "refused"
-            receipt = Receipt(request.seq, False, why=why, text=self._redact(str(error)))
-        else:
-            seconds, at = round(time.monotonic() - begun, 3), round(time.time(), 3)
-            receipt = Receipt(request.seq, True, sent, seconds, at)
-        self.outbox.answer(receipt)
-        self._units.remove(request)
+            (self.inputs.units if request.kind == "cache" else self._waiting).append(request)
 
     def _wait_for_groups(self) -> None:
+        """Between two files of the input cache everything else goes first."""
         while self._waiting and not self.closed.is_set():
             self.closed.wait(POLL_SECONDS)
 
