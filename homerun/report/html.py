@@ -9,6 +9,7 @@ from homerun.report.blocks import Bar, Block, Code, Link, Plots, Report, Table
 
 HERE = Path(__file__).parent
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing is ever fetched
+LONG = 40  # characters of a cell that must wrap
 SHADES = 6  # of .bar's parts, in page.css
 
 
@@ -71,7 +72,7 @@ def _table(table: Table) -> str:
         cells = []
         for column, cell in enumerate(row):
             tag = 'th scope="row"' if column == 0 else "td"
-            style = ' class="number"' if column in table.numbers else ""
+            style = ' class="number"' if column in table.numbers else ' class="long"' if len(cell) > LONG else ""
             cells.append(f"<{tag}{style}>{escape(cell)}</{tag.split()[0]}>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(
