@@ -504,6 +504,8 @@ def test_build_and_push_checks_builds_tests_and_prints_what_to_type(image: str) 
         assert "not pushed" in done.stderr
         label = docker("inspect", "--format", "{{json .Config.Labels}}", "someone/nanochat-training:dry").stdout
         assert json.loads(label)["org.opencontainers.image.revision"] != "unknown"
+        told = docker("inspect", "--format", "{{json .Config.Env}}", "someone/nanochat-training:dry").stdout
+        assert "HOMERUN_IMAGE=docker.io/someone/nanochat-training:dry" in json.loads(told)
         gist.gists.clear()
         broken = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True)
         assert broken.returncode == 3 and "HTTP 404" in broken.stderr
