@@ -120,6 +120,9 @@ def run(folder: Path, clients: int, seconds: float) -> tuple[Seen, dict[str, int
         asyncio.run(soak(url, clients, seconds / 10))
         before = figures(process)
         seen = asyncio.run(soak(url, clients, seconds))
+        patience = time.monotonic() + 20  # connections that were just closed
+        while process.num_fds() > before["files"] and time.monotonic() < patience:
+            time.sleep(0.1)
         after = figures(process)
         assert httpx.get(f"{url}/healthz").status_code == 200
     finally:
