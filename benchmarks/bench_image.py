@@ -4,7 +4,7 @@
 
 Needs a Docker engine (DOCKER_HOST). --builds also times a cold build and two rebuilds. Start times are medians of five,
 with the tiny upstream of the tests and the folder bucket: container start → port bound and
-→ first event in the journal, beside a bare python in the same image.
+→ first event in the journal, beside a bare python in the same image; and what fetching the wrapper takes.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tests import fake_upstream  # noqa: E402
+from tests.fakes.gist import FakeGist  # noqa: E402
 from tests.s3 import free_ports  # noqa: E402
 
 REPEATS = 5
@@ -79,6 +80,25 @@ def start_times(image: str, folder: Path) -> None:
         print(f"{title:26} {statistics.median(values):8.2f} s   ({min(values):.2f} to {max(values):.2f})")
 
 
+def fetch_times(image: str) -> None:
+    """The wrapper, fetched and proven inside the image; the gist's service answers from this machine at once."""
+    with FakeGist() as gist:
+        name = gist.write({"train_and_upload.py": (ROOT / "train_and_upload.py").read_bytes()})
+        env = [word for key, value in gist.environ.items() for word in ("--env", f"{key}={value}")]
+
+        def run(url: str, *command: str) -> float:
+            flags = ["--rm", "--network", "host", "--env", f"SCRIPT_URL={url}", *env]
+            return timed(lambda: docker("run", *flags, image, "python3", *command))
+
+        pinned = gist.raw(name, revision=gist.revision(name))
+        for title, url in (("fetch, newest revision", gist.raw(name)), ("fetch, pinned revision", pinned)):
+            fetch = "/opt/homerun/entrypoint/fetch.py"
+            took = [run(url, fetch, "--check") - run(url, "-c", "pass") for _ in range(REPEATS)]
+            print(
+                f"{title:26} {statistics.median(took):8.2f} s   ({min(took):.2f} to {max(took):.2f}), over bare python"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", default="nanochat-training:bench")
@@ -97,6 +117,7 @@ def main() -> None:
             marker.unlink()
         print("after a wrapper change          0 s   (no rebuild: it is fetched at start)")
     sizes(arguments.image)
+    fetch_times(arguments.image)
     with tempfile.TemporaryDirectory() as folder:
         start_times(arguments.image, Path(folder))
 
