@@ -151,3 +151,13 @@ def test_a_pods_job_gets_more_time_although_nothing_is_booked(s3_server: s3.Serv
         assert done.returncode == 0, done.stderr
     asked = extension.read(s3_server.store(), "run-on-runpod")
     assert asked == extension.Extension(WAS.timestamp(), WAS.timestamp() + 3600, 27.92)
+
+
+@pytest.mark.slow
+def test_a_run_that_failed_gives_its_box_back_although_a_good_one_would_stay_up(tmp_path: Path) -> None:
+    make(tmp_path / "upstream")
+    (tmp_path / "faults").mkdir()
+    (tmp_path / "faults" / "base_train").write_text("1")
+    environ = {"HOMERUN_DIR": str(tmp_path / "dir"), "FAULTS": str(tmp_path / "faults")}
+    environ |= {"KEEP_ALIVE": "true", "HOMERUN_PORT": "0"}
+    assert homerun("train", "--upstream", str(tmp_path / "upstream"), **environ).returncode == 4
