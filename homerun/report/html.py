@@ -72,7 +72,9 @@ def _table(table: Table) -> str:
         cells = []
         for column, cell in enumerate(row):
             tag = 'th scope="row"' if column == 0 else "td"
-            style = ' class="number"' if column in table.numbers else ' class="long"' if len(cell) > LONG else ""
+            style = (
+                ' class="number"' if column in table.numbers else ' class="long"' if column and len(cell) > LONG else ""
+            )
             cells.append(f"<{tag}{style}>{escape(cell)}</{tag.split()[0]}>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(
