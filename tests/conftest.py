@@ -1,8 +1,15 @@
 """Fixtures that several test files share."""
 
+import signal
+
 import pytest
 
 from tests.s3 import FaultProxy, serve
+
+# What a shell ignores for its background jobs (`make test &`, nohup), the programs that are tested would ignore too.
+for number in (signal.SIGHUP, signal.SIGQUIT):
+    signal.signal(number, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # -- a real S3 server (tests/s3.py) ------------------------------------------------------------------------------------
 

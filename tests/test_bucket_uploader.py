@@ -290,6 +290,17 @@ def test_a_server_that_is_away_delays_and_loses_nothing(tmp_path, seconds):
 
 
 @pytest.mark.s3
+def test_a_bucket_that_was_never_there_refuses_the_end_too(tmp_path, s3_server, s3_proxy):
+    bench = Bench(tmp_path, s3_server.environ(s3_proxy.endpoint))
+    s3_proxy.fault = lambda request: ("status", 404, "NoSuchBucket") if "manifest" in request.path else None
+    bench.start()
+    seq, finish = bench.offer("model", {"model": b"x"}), bench.outbox.offer("finish", "_SUCCESS")
+    answers = bench.answers()
+    assert (answers[seq].ok, answers[finish].ok) == (False, False)
+    bench.kill()
+
+
+@pytest.mark.s3
 def test_a_bucket_that_is_gone_for_good_ends_with_what_is_not_in_it(tmp_path, s3_server, s3_proxy):
     bench = Bench(tmp_path, s3_server.environ(s3_proxy.endpoint))
     bench.start()

@@ -23,7 +23,7 @@ def refuse(request, *what):
 def test_a_key_that_reaches_other_buckets_is_warned_of(s3_server):
     s3_server.store(bucket="another").wire.request("PUT", fine=(409,))
     verdict, seen, hint = check_permission(s3_server.store(), "run")
-    assert (verdict, "1 more buckets" in seen) == ("warn", True)
+    assert (verdict, "more buckets" in seen) == ("warn", True)
     assert "Object Read & Write" in hint and "docs/r2.md" in hint
     assert check_permission(s3_server.store(keys="scoped"), "scoped")[0] == "pass"
 

@@ -110,8 +110,16 @@ def test_kill_9_of_the_job_at_any_moment_leaves_nothing_running(tmp_path, seed):
 
 def guards(mark: Marked) -> list[int]:
     """The outer guard and the inner one."""
-    found = [pid for pid in mark.pids() if b"guard.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    return sorted(found, key=lambda pid: processes()[pid].parent in found)
+    living = processes()  # one look: any of them may end at any moment
+    found = [pid for pid in mark.pids() if pid in living and b"guard.py" in command_line(pid)]
+    return sorted(found, key=lambda pid: living[pid].parent in found)
+
+
+def command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 @pytest.mark.parametrize("how", HIDING)

@@ -271,7 +271,7 @@ def test_a_port_in_use_is_caught():
         other.listen()
         verdict, _, hint = checks.check_port(other.getsockname()[1])
     assert (verdict, "HOMERUN_PORT" in hint) == ("fail", True)
-    assert checks.check_port(8000, inherited=True) is None
+    assert checks.check_port(8000, bound=True) is None
 
 
 def test_a_compiler_that_is_missing_or_broken_is_caught(tmp_path, monkeypatch):

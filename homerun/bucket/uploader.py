@@ -142,14 +142,11 @@ class Uploader:
     # Groups
 
     def _land_some(self) -> None:
-        if not self._opened:
-            self.landing.open()
-            self._opened = True
         self._take(self.outbox.requests())
         for request in [r for r in self._waiting if r.kind in ("open-log", "metadata")]:
             self._answer(request, self._follow(request))
         groups = [request for request in self._waiting if request.kind in NAMED]
-        if groups:
+        if groups or not self._opened:
             self._land(self.landing.batch(groups))
         elif self._waiting and self._waiting[0].kind == "finish":
             self._answer(self._waiting[0], self._finish(self._waiting[0]))
@@ -175,15 +172,20 @@ class Uploader:
         return Receipt(request.seq, True, at=round(time.time(), 3))
 
     def _land(self, batch: list[Request]) -> None:
+        """Land a batch; an empty one, before the first, marks the manifest as this attempt's."""
         self._in_flight = batch
         try:
-            receipts = self.landing.land(batch)
+            if not self._opened:
+                self.landing.open()
+                self._opened = True
+            receipts = self.landing.land(batch) if batch else []
         except (StoreError, Corrupt, OSError) as error:
             self._failed(error)
-            if any(request.kind == "finish" for request in self._waiting):
+            finish = [request for request in self._waiting if request.kind == "finish"]
+            if finish:  # the run is over: it is given up, group by group, and then the end itself
                 why = "refused" if isinstance(error, Denied) else "unproven"
                 why = "unreachable" if isinstance(error, Unreachable) else why
-                for request in batch:
+                for request in batch or finish:
                     self._answer(request, Receipt(request.seq, False, why=why, text=self._redact(str(error))))
             else:
                 self.closed.wait(RETRY_SECONDS)

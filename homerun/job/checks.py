@@ -9,6 +9,7 @@ from pathlib import Path
 from homerun import cost
 from homerun.bucket.checks import check_clock, check_landing, check_permission, check_writable
 from homerun.bucket.store import Store
+from homerun.job.children import page_wanted
 from homerun.job.estimate import check_estimate, estimate_seconds
 from homerun.job.fitting import asked, check_fit, gpu_rows
 from homerun.machine import checks as machine
@@ -38,6 +39,7 @@ def stage_a(
 ) -> list[Check]:
     """run: its id, for the bucket. folder: where the run's folder lies or will lie. base: its base dir.
     nproc: GPUs wanted, None for all there are."""
+    bound = "HOMERUN_PORT_FD" in environ or not page_wanted(settings, environ)
     found = read_gpus()
     gpus = gpu_rows(found)
     wanted = len(gpus) if nproc is None else nproc
@@ -59,7 +61,7 @@ def stage_a(
         Check("shm", partial(machine.check_shm, found)),
         Check("memory", partial(machine.check_memory, found)),
         Check("compiler", partial(machine.check_compiler, found)),
-        Check("port", partial(machine.check_port, settings.homerun_port, bool(environ.get("HOMERUN_PORT_FD")))),
+        Check("port", partial(machine.check_port, settings.homerun_port, bound)),
         Check("fit", lambda: check_fit(gpus[:wanted], wants, settings.homerun_fit == "auto")),
         Check("upstream", partial(upstream.check_source, source)),
         Check("plan", partial(upstream.check_plan, plan)),

@@ -4,13 +4,15 @@ Neither can take the training down with it, and neither outlives the job: its st
 """
 
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from homerun.errors import Exit
+from homerun.errors import Exit, HomerunError
+from homerun.settings import Settings
 
 # One that died comes back after 1, 2, 4 … seconds.
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
@@ -91,6 +93,24 @@ def uploader(run_dir: Path, attempt: int, owner: str, environ: Mapping[str, str]
     arguments = [str(run_dir), "--attempt", str(attempt), "--owner", owner]
     log = run_dir / "logs" / f"a{attempt:02d}" / "raw" / "uploader.log"
     return Child("uploader", "homerun.bucket.uploader", arguments, log, environ, ended=int(Exit.LEASE))
+
+
+def page_wanted(settings: Settings, environ: Mapping[str, str]) -> bool:
+    return settings.keep_alive or "HOMERUN_PORT" in environ or "HOMERUN_PORT_FD" in environ
+
+
+def page_socket(settings: Settings, environ: Mapping[str, str]) -> socket.socket | None:
+    """The page's listening socket, where a page is wanted and the container has not bound it already.
+
+    The job holds it through every restart of the web server. HomerunError (exit 3) where the port is taken.
+    """
+    if not page_wanted(settings, environ) or "HOMERUN_PORT_FD" in environ:
+        return None
+    try:
+        return socket.create_server(("0.0.0.0", settings.homerun_port), backlog=128)
+    except OSError as error:
+        what = f"port {settings.homerun_port} cannot be had ({error.strerror})"
+        raise HomerunError(what, "Set HOMERUN_PORT to a free one", Exit.PREFLIGHT) from None
 
 
 def web(run_dir: Path, attempt: int, environ: Mapping[str, str]) -> Child:

@@ -24,7 +24,7 @@ from homerun.errors import Exit, HomerunError
 from homerun.job.begin import Start, attempt_event, begin, depths, run_event
 from homerun.job.bring_back import Restored, bring_back
 from homerun.job.checks import stage_a
-from homerun.job.children import uploader, web
+from homerun.job.children import page_socket, page_wanted, uploader, web
 from homerun.job.deciding import Deciding
 from homerun.job.ending import hand_over_metadata, hand_over_papers, leave_to_push, what_is_safe
 from homerun.job.fitting import wanted_fit
@@ -80,6 +80,10 @@ class Job:
         self.started = time.time()  # what is paid for begins here: waiting for the lease, bringing checkpoints back
         self.settings = request.settings
         self.code, self.reason = Exit.GOOD, ""
+        self.page = page_socket(self.settings, os.environ)
+        self.environ = {**os.environ, "HOMERUN_DIR": str(self.settings.homerun_dir)}
+        if self.page:
+            self.environ["HOMERUN_PORT_FD"] = str(self.page.fileno())
         self.start: Start = begin(request)
         self.request = self.start.request  # with what an earlier attempt was asked for
         self.run, self.store = self.start.run, self.start.store
@@ -98,10 +102,9 @@ class Job:
         self.outbox = Outbox(self.run.outbox)
         self.reserve = self.run.dir / ".reserve"
         self.reserve.write_bytes(bytes(RESERVE_BYTES))
-        environ = {**os.environ, "HOMERUN_DIR": str(self.settings.homerun_dir)}
-        self.uploads = uploader(self.run.dir, attempt, self.start.owner, environ)
-        wanted = self.settings.keep_alive or "HOMERUN_PORT" in environ or "HOMERUN_PORT_FD" in environ
-        self.web = web(self.run.dir, attempt, environ) if wanted else None
+        self.uploads = uploader(self.run.dir, attempt, self.start.owner, self.environ)
+        wanted = page_wanted(self.settings, self.environ)
+        self.web = web(self.run.dir, attempt, self.environ) if wanted else None
         self.supervisor = Supervisor(
             run=self.run,
             settings=self.settings,
@@ -130,6 +133,8 @@ class Job:
         self.uploads.close()
         if self.web:
             self.web.close()
+        if self.page:
+            self.page.close()
         self.journal.close()
         self.console.close()
         self.signals.__exit__()
@@ -237,6 +242,7 @@ class Job:
             nproc=nproc,
             skip=self.request.skip,
             phase_args=self.request.phase_args,
+            environ=self.environ,
         )
         wanted = [check for check in checks if check.name not in self.settings.homerun_skip_checks]
         results = []

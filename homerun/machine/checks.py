@@ -184,9 +184,9 @@ def check_compiler(found: Gpus) -> Finding:
     return "pass", compiler, ""
 
 
-def check_port(port: int, inherited: bool = False) -> Finding | None:
-    """Whether the page's port can be bound; an inherited socket has it already."""
-    if inherited or port == 0:
+def check_port(port: int, bound: bool = False) -> Finding | None:
+    """Whether the page's port can be bound. bound: we have it already, or no page is wanted."""
+    if bound or port == 0:
         return None
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
