@@ -1,9 +1,11 @@
 """A run from the first check to `_SUCCESS`, and the ways in which it can go wrong, on a small upstream of our own."""
 
+import contextlib
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -134,6 +136,21 @@ def test_a_failed_base_train_stops_the_run_although_an_older_larger_checkpoint_i
     assert began[-1] == "base_train"
     assert not (bucket(place) / "_SUCCESS").exists()
     assert "tokenizer/tokenizer.pkl" in keys(place)
+
+
+def test_a_taken_port_ends_before_anything_else_and_only_where_a_page_is_wanted(place):
+    with socket.create_server(("0.0.0.0", 0)) as other:
+        port = str(other.getsockname()[1])
+        refused = train(place, HOMERUN_PORT=port)
+        assert refused.returncode == Exit.PREFLIGHT and f"port {port} cannot be had" in refused.stderr
+        assert refused.stderr.count("\n") == 1 and not (Path(place["HOMERUN_DIR"]) / "runs" / "run").exists()
+    with socket.socket() as other:  # the default port; whoever has it has it
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with contextlib.suppress(OSError):
+            other.bind(("0.0.0.0", 8000))
+            other.listen()
+        fault(place, "dataset", "1")
+        assert train(place).returncode == Exit.PHASE
 
 
 def test_a_missing_shard_stops_the_run_and_names_the_count(place):

@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from homerun.job.request import Request
 from homerun.job.run import Run, fingerprint, new_id
 from homerun.journal import Event, replay
 from homerun.settings import UPSTREAM_URL
-from homerun.upstream.adapt import Wishes, check_wishes
+from homerun.upstream.adapt import Change, Wishes, check_wishes
 from homerun.upstream.flags import module_flags
 from homerun.upstream.plan import Plan, read_plan
 from homerun.upstream.worktree import Source, checkout, recipe
@@ -268,4 +268,27 @@ def attempt_event(
         "wrapper": start.request.wrapper,
         "resumed_from": resumed_from,
         "argv": sys.argv,
+    }
+
+
+def plan_event(plan: Plan, foreseen: Iterable[Change]) -> dict[str, Any]:
+    """The data of `plan`: its phases, and what will be adapted as far as that is known before."""
+    return {
+        "phases": [
+            {
+                "phase": step.name,
+                "line": step.line,
+                "command": step.command,
+                "section": step.section,
+                "background": step.background,
+                "counted": step.counted,
+                "outputs": step.outputs,
+            }
+            for step in plan.steps
+        ],
+        "drift": plan.drift,
+        "adapted": [
+            {"phase": change.phase, "what": change.what, "added": change.added, "removed": change.removed}
+            for change in foreseen
+        ],
     }

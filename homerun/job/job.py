@@ -21,7 +21,7 @@ from homerun.bucket import extension
 from homerun.bucket.outbox import Outbox
 from homerun.console import open_console
 from homerun.errors import Exit, HomerunError
-from homerun.job.begin import Start, attempt_event, begin, depths, run_event
+from homerun.job.begin import Start, attempt_event, begin, depths, plan_event, run_event
 from homerun.job.bring_back import Restored, bring_back
 from homerun.job.checks import stage_a
 from homerun.job.children import page_socket, page_wanted, uploader, web
@@ -205,26 +205,7 @@ class Job:
                 f"--nproc {saved_by} on a machine with as many GPUs, or start a new run here",
             )
             return False
-        self.emit(
-            "plan",
-            phases=[
-                {
-                    "phase": step.name,
-                    "line": step.line,
-                    "command": step.command,
-                    "section": step.section,
-                    "background": step.background,
-                    "counted": step.counted,
-                    "outputs": step.outputs,
-                }
-                for step in start.plan.steps
-            ],
-            drift=start.plan.drift,
-            adapted=[
-                {"phase": change.phase, "what": change.what, "added": change.added, "removed": change.removed}
-                for change in self.deciding.foreseen(start.plan)
-            ],
-        )
+        self.emit("plan", **plan_event(start.plan, self.deciding.foreseen(start.plan)))
         self._hand_over_metadata()  # so that the run can be found from elsewhere
         return self._check(nproc)
 
