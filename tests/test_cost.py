@@ -2,19 +2,9 @@
 
 import pytest
 
-from homerun.cost import (
-    Limits,
-    PaidClock,
-    check_limits,
-    dollars,
-    landing_seconds,
-    machine_price,
-    money,
-    pace,
-    phase_cost,
-    project,
-    totals,
-)
+from homerun.budget import Limits, check_limits, landing_seconds
+from homerun.cost import PaidClock, dollars, machine_price, money, phase_cost, totals
+from homerun.projection import pace, project
 from tests.story import Story
 
 PRICE = 24.0  # USD per hour

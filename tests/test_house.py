@@ -12,12 +12,14 @@ LEVELS = [
     {"preflight", "upstream", "bucket", "console", "report", "web"},
     {"serve"},
     {"trainer"},
-    {"state", "cost", "machine"},
+    {"budget", "projection", "cost", "state", "curve", "machine"},
     {"journal", "settings", "redact"},
     {"errors"},
 ]
 LEVEL = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-SAME_LEVEL_OK = {("settings", "redact"), ("cli", "commands"), ("__main__", "cli"), ("state", "cost"), ("cost", "state")}
+CHAIN = ["budget", "projection", "cost", "state", "curve"]  # each may import those after it
+FOLDS = {(a, b) for i, a in enumerate(CHAIN) for b in CHAIN[i + 1 :]}
+SAME_LEVEL_OK = {("settings", "redact"), ("cli", "commands"), ("__main__", "cli"), *FOLDS}
 
 
 def _room(path: Path) -> str:

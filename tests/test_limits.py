@@ -13,11 +13,13 @@ import pytest
 import torch
 from fake_upstream import environment
 
-from homerun.cost import ENDING_SECONDS, Pace, Saving, dollars, plan_stop
+from homerun.budget import ENDING_SECONDS, Saving, plan_stop
+from homerun.cost import dollars
 from homerun.errors import Exit
 from homerun.job.limits import UNMEASURED_LANDING_SECONDS, Limits
 from homerun.job.saving import UNKNOWN_STEPS, save_every, table_step_seconds, unknown_save_every
 from homerun.journal import replay
+from homerun.projection import Pace
 from homerun.settings import Settings
 from homerun.state import RunState
 from tests.story import H100, Story

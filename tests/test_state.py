@@ -5,7 +5,8 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from homerun.state import POINTS, Curve, RunState
+from homerun.curve import POINTS, Curve
+from homerun.state import RunState
 from tests.story import Story
 
 

@@ -17,9 +17,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from homerun.curve import POINTS
 from homerun.journal import Journal
 from homerun.serve.loading import open_models
-from homerun.state import POINTS, RunState
+from homerun.state import RunState
 from homerun.web import guard
 from homerun.web.app import Site, create_app
 from homerun.web.board import Board, snapshot

@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from homerun.console.words import gauge_words, hardware, size
-from homerun.cost import later_phases, minutes, money, phase_cost, phase_seconds, project, totals
+from homerun.cost import minutes, money, phase_cost, phase_seconds, totals
+from homerun.projection import later_phases, project
 from homerun.state import Phase, RunState
 
 MARKS = {  # verdict: sign that needs no colour, style

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from homerun import cost
+from homerun import budget, cost
 from homerun.bucket import extension
 from homerun.bucket.outbox import Outbox
 from homerun.console import open_console
@@ -181,7 +181,7 @@ class Job:
         past = Resume(start.history, restored.proven, restored.made)
         self.watch = Watch(self.run.base, world, saver, restored.known)
         caps = limits_now(self.settings, self.outbox.dir)
-        left, _ = cost.seconds_left(caps, cost.spent(self.state) or 0.0, price, time.time())
+        left, _ = budget.seconds_left(caps, cost.spent(self.state) or 0.0, price, time.time())
         wishes = Wishes(
             nproc=nproc,
             save_every=save_every(self.settings, self.state, depth, gpus[:nproc], left),

@@ -7,8 +7,9 @@ goes on without it. Upstream's own training cannot be told: it ends at the last 
 import time
 from collections.abc import Callable
 
-from homerun.cost import Limits as Caps
-from homerun.cost import Verdict, check_limits, minutes, money
+from homerun.budget import Limits as Caps
+from homerun.budget import Verdict, check_limits
+from homerun.cost import minutes, money
 from homerun.settings import Settings
 from homerun.state import Phase, RunState
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from homerun.bucket import extension
-from homerun.cost import Limits, dollars, seconds_left, spent
+from homerun.budget import Limits, seconds_left
+from homerun.cost import dollars, spent
 from homerun.settings import Settings
 from homerun.state import RunState
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from homerun import __version__
-from homerun.cost import phase_cost, phase_seconds, project, totals
+from homerun.cost import phase_cost, phase_seconds, totals
+from homerun.projection import project
 from homerun.state import Attempt, Phase, RunState, is_better
 
 SCHEMA_VERSION = 1

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from homerun.cost import PaidClock, phase_cost, phase_seconds, project, totals
+from homerun.cost import PaidClock, phase_cost, phase_seconds, totals
 from homerun.journal import Event, Follower
+from homerun.projection import project
 from homerun.state import STEP_METRICS, Attempt, Phase, RunState
 
 SILENT_SECONDS = 120.0  # a job that lives writes at least every 15 s
