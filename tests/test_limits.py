@@ -228,7 +228,8 @@ mkdir -p "$NANOCHAT_BASE_DIR"
 python -m homerun.trainer.dataset -n 2
 python -m homerun.trainer.tok_train --vocab-size=512 --max-chars=100000
 torchrun --standalone --nproc_per_node=1 -m homerun.trainer.base_train -- --depth=2 --aspect-ratio=16 --head-dim=16 \
---max-seq-len=64 --device-batch-size=2 --num-iterations=1000000 --eval-every=100000 --eval-tokens=1024
+--max-seq-len=64 --device-batch-size=2 --num-iterations=1000000 --save-every=900000 \
+--eval-every=100000 --eval-tokens=1024
 """
 # `homerun train`, for which all but the last 72 seconds of the budget have gone by as soon as it has made 30 steps.
 TRAIN = """\

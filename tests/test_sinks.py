@@ -99,6 +99,7 @@ def test_a_phase_is_one_wandb_run_whatever_number_of_attempts_it_takes(tmp_path,
     words = list(step.words)
     phase = Phase(step.name, step, step.line, step.index, 1, words, words, tmp_path, 1, False, tmp_path / "log", 0.0)
     monkeypatch.chdir(tmp_path)
+    wandb.teardown()  # it keeps the folder of the first run that a process made
     for name, value in {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
     for begin_step in (0, 2):  # the second attempt goes on from step 2
