@@ -48,14 +48,18 @@ def landed(environ, store, tmp_path):
         for step in steps:
             names = [f"{stage}/{kind}_{step:06d}" for kind in ("model", "meta")]
             groups.append((f"{stage}/{step:06d}", names, "checkpoint", step))
+    requests = []
     for seq, (group, keys, keep, step) in enumerate(groups, 1):
         files = []
         for key in keys:
             (folder / key).parent.mkdir(parents=True, exist_ok=True)
             (folder / key).write_bytes(os.urandom(2000))
+            os.utime(folder / key, (1e9 + seq, 1e9 + seq))
             files.append(describe(folder, key, key))
         score = abs(step - 200) if step else None
-        (receipt,) = landing.land([Request(seq, "artifact", group, tuple(files), "p", keep, step, score)])
+        requests.append(Request(seq, "artifact", group, tuple(files), "p", keep, step, score))
+    for request in reversed(requests):  # what is newest is told by when it was made
+        (receipt,) = landing.land([request])
         assert receipt.ok
     store.put(f"{RUN}/metadata.json", b'{"status": "good"}')
     landing.succeed(b'{"manifest": {"sha256": "%s"}}' % store_sha(store).encode())

@@ -113,7 +113,8 @@ class Landing:
     def _entry(self, request: Request, file: File) -> Entry:
         """A file's entry: complete when the bucket has its bytes under this key already, otherwise without an ETag."""
         about = (request.group, request.keep, request.phase)
-        unsent = Entry(file.key, file.bytes, "", "", *about, 0.0, request.step, request.score)
+        made = round(file.mtime_ns / 1e9, 3)
+        unsent = Entry(file.key, file.bytes, "", "", *about, made, request.step, request.score)
         entry = self.manifest.entries.get(file.key)
         if entry is None or entry.bytes != file.bytes:
             return unsent
@@ -143,8 +144,7 @@ class Landing:
                 failed[request.seq] = _failure(request, error)
                 return
             entry = entries[request.seq][index]
-            at = round(time.time(), 3)
-            entries[request.seq][index] = replace(entry, sha256=landed.sha256, etag=landed.etag, at=at)
+            entries[request.seq][index] = replace(entry, sha256=landed.sha256, etag=landed.etag)
 
         with ThreadPoolExecutor(self.files_at_once, "files") as pool:
             jobs = [
