@@ -15,7 +15,7 @@ from homerun.errors import UnprovenError
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One object. key is relative to the run's folder; score is better when lower; at: when it was made, Unix seconds."""
+    """One object. key: relative to the run's folder; score: better when lower; at: when it was made, Unix seconds."""
 
     key: str
     bytes: int
