@@ -296,7 +296,8 @@ def test_a_bucket_that_was_never_there_refuses_the_end_too(tmp_path, s3_server, 
     bench.start()
     seq, finish = bench.offer("model", {"model": b"x"}), bench.outbox.offer("finish", "_SUCCESS")
     answers = bench.answers()
-    assert (answers[seq].ok, answers[finish].ok) == (False, False)
+    assert (answers[seq].why, answers[finish].why) == ("refused", "unproven")
+    assert "model" in answers[finish].text
     bench.kill()
 
 

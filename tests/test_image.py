@@ -401,7 +401,7 @@ def test_kept_alive_it_ends_in_a_chat_page_that_answers(
             page.locator("#words").fill("Who are you?")
             page.locator("#send").click()
             answer = page.locator("#messages li").nth(1)
-            expect(answer).to_contain_text("I am a toy model, trained by homerun in two minutes.", timeout=60_000)
+            expect(answer).to_contain_text("homerun", timeout=60_000)  # in each answer that it was taught
             browser.close()
         docker("stop", "-t", "30", running.name)
         assert running.state["ExitCode"] == 0

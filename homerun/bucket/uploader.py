@@ -181,12 +181,15 @@ class Uploader:
             receipts = self.landing.land(batch) if batch else []
         except (StoreError, Corrupt, OSError) as error:
             self._failed(error)
-            finish = [request for request in self._waiting if request.kind == "finish"]
+            finish = next((request for request in self._waiting if request.kind == "finish"), None)
             if finish:  # the run is over: it is given up, group by group, and then the end itself
                 why = "refused" if isinstance(error, Denied) else "unproven"
                 why = "unreachable" if isinstance(error, Unreachable) else why
-                for request in batch or finish:
+                for request in batch:
                     self._answer(request, Receipt(request.seq, False, why=why, text=self._redact(str(error))))
+                if not batch:
+                    refused = Receipt(finish.seq, False, why=why, text=self._redact(str(error)))
+                    self._answer(finish, self._finish(finish) if self._unproven else refused)
             else:
                 self.closed.wait(RETRY_SECONDS)
             return
