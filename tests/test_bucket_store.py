@@ -20,8 +20,9 @@ import pytest
 from homerun.bucket import lease
 from homerun.bucket.checks import check_landing, check_permission, check_writable
 from homerun.bucket.folder import FolderStore
+from homerun.bucket.multipart import PART, multipart_etag, part_bytes
 from homerun.bucket.restore import find_run
-from homerun.bucket.s3 import PART, S3Store, multipart_etag, part_bytes
+from homerun.bucket.s3 import S3Store
 from homerun.bucket.store import Changed, Corrupt, Denied, FileChanged, Missing, Unreachable
 from homerun.bucket.wire import HINTS, Endpoint, Throttle
 from homerun.errors import RequestError
@@ -90,7 +91,7 @@ def test_of_many_compare_and_swaps_one_wins(store, tmp_path):
     assert store.get(key)[1] == second[0]
 
 
-@pytest.mark.parametrize("size", [0, 1, PART, PART + 1, BIG])
+@pytest.mark.parametrize("size", [0, 1, 3 << 20, PART, PART + 1, BIG])
 def test_files_land_and_come_home_whole(store, tmp_path, size):
     path, key = tmp_path / "there", f"{tmp_path.name}/{size}"
     path.write_bytes(os.urandom(size))
@@ -103,6 +104,25 @@ def test_files_land_and_come_home_whole(store, tmp_path, size):
     assert sum(moved) == size
     assert b"".join(store.chunks(key, etag=landed.etag)) == path.read_bytes()
     assert [name.name for name in (tmp_path / "x").iterdir()] == ["back"]
+
+
+@pytest.mark.parametrize("count", [2, 40])
+@pytest.mark.parametrize("how", ["as it was", "replaced", "deleted"])
+def test_only_what_lies_there_as_it_was_uploaded_is_confirmed(store, tmp_path, count, how):
+    path, landed = tmp_path / "file", {}
+    for number in range(count):
+        path.write_bytes(b"%d" % number)
+        key = f"{tmp_path.name}/{number:03d}"
+        landed[key] = store.upload(path, key)
+    if how == "replaced":
+        store.put(key, b"?" * landed[key].bytes)
+    elif how == "deleted":
+        store.delete([key])
+    if how == "as it was":
+        store.confirm(landed)
+    else:
+        with pytest.raises(Corrupt, match=key):
+            store.confirm(landed)
 
 
 def test_a_version_that_was_replaced_is_not_taken_for_the_old_one(store, tmp_path, big):
@@ -233,7 +253,7 @@ def once(action, method="PUT", number=0):
 
 @pytest.mark.s3
 @pytest.mark.parametrize("action", [("flip-up",), ("reset", 100_000), ("lose",), ("status", 503, "SlowDown")])
-@pytest.mark.parametrize("size", [1000, BIG])
+@pytest.mark.parametrize("size", [1000, 3 << 20, BIG])
 def test_one_fault_on_the_way_up_is_mended(s3_server, s3_proxy, tmp_path, action, size):
     path, key = tmp_path / "file", f"{tmp_path.name}/x"
     path.write_bytes(os.urandom(size))
@@ -244,6 +264,58 @@ def test_one_fault_on_the_way_up_is_mended(s3_server, s3_proxy, tmp_path, action
     assert s3_proxy.body_bytes <= size + PART + 200_000  # one part at most was sent twice
     assert s3_server.store().sweep(f"{tmp_path.name}/") == 0
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.s3
+def test_many_small_files_are_confirmed_by_a_listing_and_one_by_one_where_the_key_may_not_list(
+    s3_server, s3_proxy, tmp_path
+):
+    run, path = tmp_path.name, tmp_path / "file"
+    path.write_bytes(b"small")
+    store = s3_server.store(s3_proxy.endpoint)
+    landed = {f"{run}/{number:03d}": store.upload(path, f"{run}/{number:03d}") for number in range(30)}
+    before = len(s3_proxy.seen)
+    store.confirm(landed)
+    assert [(seen.method, "prefix=" in seen.query) for seen in s3_proxy.seen[before:]] == [("GET", True)]
+    s3_proxy.fault = lambda request: ("status", 403, "AccessDenied") if "prefix=" in request.query else None
+    before = len(s3_proxy.seen)
+    store.confirm(landed)
+    assert sum(seen.method == "HEAD" for seen in s3_proxy.seen[before:]) == 30
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("size", [3 << 20, BIG])
+def test_a_file_that_changed_since_its_checksum_was_made_is_given_up_at_once(s3_server, s3_proxy, tmp_path, size):
+    path = tmp_path / "file"
+    path.write_bytes(os.urandom(size))
+    changed = []
+
+    def change(request):
+        if request.method == "PUT" and not changed:
+            with open(path, "r+b") as file:
+                file.write(b"changed")
+            changed.append(request)
+            return ("status", 503, "SlowDown")  # it is sent again
+        return None
+
+    s3_proxy.fault = change
+    begun = time.monotonic()
+    with pytest.raises(FileChanged):
+        s3_server.store(s3_proxy.endpoint, patience=60).upload(path, f"{tmp_path.name}/x", state=tmp_path / "state")
+    assert time.monotonic() - begun < 20
+
+
+@pytest.mark.s3
+def test_a_connection_that_ended_while_it_was_idle_costs_no_wait(s3_server, s3_proxy, tmp_path, monkeypatch):
+    store = s3_server.store(s3_proxy.endpoint)
+    waits = []
+    monkeypatch.setattr(store.stop, "wait", waits.append)
+    for number in range(10):
+        store.put(f"{tmp_path.name}/{number}", b"x")
+        for connection in store.wire._idle:
+            connection.sock.shutdown(socket.SHUT_RDWR)
+    assert waits == []
+    assert len(list(store.list(f"{tmp_path.name}/"))) == 10
 
 
 @pytest.mark.s3

@@ -19,11 +19,21 @@ from pathlib import Path
 
 from homerun.bucket.outbox import Outbox, Receipt, Request
 from homerun.bucket.restore import safe_path
-from homerun.bucket.store import Changed, Corrupt, FileChanged, Missing, Stat, Stopped, Store, StoreError, sha256_of
+from homerun.bucket.store import (
+    FILES_AT_ONCE,
+    Changed,
+    Corrupt,
+    FileChanged,
+    Missing,
+    Stat,
+    Stopped,
+    Store,
+    StoreError,
+    sha256_of,
+)
 from homerun.errors import HomerunError, UnprovenError
 
 INDEX, OBJECTS = "_cache/index/", "_cache/objects/"
-FILES_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +69,7 @@ def keep(store: Store, request: Request, run_dir: Path, wait: Callable[[], None]
         etag = head.etag if head and head.bytes == file.bytes else None
         if etag is None:
             landed = store.upload(path, OBJECTS + sha256)
+            store.confirm({OBJECTS + sha256: landed})
             etag, sent = landed.etag, sent + landed.bytes
             if landed.sha256 != sha256:
                 store.delete([OBJECTS + sha256])

@@ -12,7 +12,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from homerun.bucket.s3 import PART, S3Store
+from homerun.bucket.multipart import PART
+from homerun.bucket.s3 import S3Store
 from homerun.bucket.store import Changed, Denied, Store, StoreError
 from homerun.errors import HomerunError
 
@@ -66,6 +67,7 @@ def check_landing(store: Store, run: str, folder: Path) -> Finding:
             there.write_bytes(os.urandom(PROOF_BYTES))
             begun = time.monotonic()
             landed = store.upload(there, key)
+            store.confirm({key: landed})
             up = PROOF_BYTES / (time.monotonic() - begun) / 1e6
             begun = time.monotonic()
             store.download(key, back, etag=landed.etag, bytes=landed.bytes, sha256=landed.sha256)

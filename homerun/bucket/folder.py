@@ -10,11 +10,13 @@ import os
 import shutil
 import threading
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from homerun.bucket.store import (
+    FILES_AT_ONCE,
     Changed,
     Corrupt,
     Denied,
@@ -25,6 +27,7 @@ from homerun.bucket.store import (
     Stopped,
     Uploaded,
     check_unchanged,
+    disagreement,
     sha256_of,
 )
 
@@ -109,11 +112,13 @@ class FolderStore:
                     progress(size)
             check_unchanged(path, source.fileno(), before)
             self._publish(temporary, fd, self._path(key))
-        landed = self.head(key)
-        sha256 = digest.hexdigest()
-        if landed is None or (landed.bytes, landed.etag) != (copied, sha256):
-            raise Corrupt(f"{key} does not read back as it was written", f"Check the disk that holds {self.url}")
-        return Uploaded(copied, sha256, sha256)
+        return Uploaded(copied, digest.hexdigest(), digest.hexdigest())
+
+    def confirm(self, landed: Mapping[str, Uploaded]) -> None:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            for head, (key, one) in zip(pool.map(self.head, landed), landed.items(), strict=True):
+                if found := disagreement(key, head, one):
+                    raise found
 
     def download(
         self, key: str, dest: Path, *, etag: str, bytes: int, sha256: str, progress: Progress | None = None

@@ -1,7 +1,8 @@
 """Takes groups of files from the run's folder to the bucket, in the order that keeps every reader right.
 
-Un-name what will be overwritten, upload, let HEAD agree, name it in the manifest, and only then delete what retention
-no longer wants. The manifest is written by compare-and-swap, at most every `spacing` seconds; small ones share it.
+Un-name what will be overwritten, upload, let the store confirm it, name it in the manifest, and only then delete what
+retention no longer wants. The manifest is written by compare-and-swap, at most every `spacing` seconds; small groups
+share one write of it.
 """
 
 import hashlib
@@ -16,7 +17,17 @@ from homerun.bucket.lease import lost, read
 from homerun.bucket.manifest import Entry, Manifest, superseded
 from homerun.bucket.outbox import File, Receipt, Request
 from homerun.bucket.prune import Waste, waste
-from homerun.bucket.store import Changed, FileChanged, Missing, Stat, Store, StoreError, check_unchanged
+from homerun.bucket.store import (
+    FILES_AT_ONCE,
+    Changed,
+    FileChanged,
+    Missing,
+    Stat,
+    Store,
+    StoreError,
+    Uploaded,
+    check_unchanged,
+)
 
 BATCH_BYTES, BATCH_GROUPS = 64 << 20, 256  # what may share one write of the manifest
 SOONEST = 1.1  # seconds between two writes of the manifest at a run's end: R2 takes one a second
@@ -33,7 +44,6 @@ class Landing:
     attempt: int
     keep_last: int
     spacing: float
-    files_at_once: int = 8
     progress: Callable[[int], None] = lambda moved: None
     guard: Callable[[], None] = lambda: None  # raises when the lease may be another's
     manifest: Manifest = field(init=False)
@@ -133,20 +143,21 @@ class Landing:
         return replace(unsent, sha256=entry.sha256, etag=entry.etag, at=entry.at)
 
     def _upload(self, requests: list[Request], entries: dict[int, list[Entry]], failed: dict[int, Receipt]) -> None:
+        landed: dict[str, Uploaded] = {}
+
         def send(request: Request, index: int, file: File) -> None:
             state = self.run_dir / "outbox" / "uploads" / f"{hashlib.sha1(file.key.encode()).hexdigest()[:16]}.json"
+            key = f"{self.run}/{file.key}"
             try:
-                landed = self.store.upload(
-                    self.run_dir / file.path, f"{self.run}/{file.key}", state=state, progress=self.progress
-                )
+                sent = self.store.upload(self.run_dir / file.path, key, state=state, progress=self.progress)
                 self._unchanged(file)
             except FileChanged as error:
                 failed[request.seq] = _failure(request, error)
                 return
-            entry = entries[request.seq][index]
-            entries[request.seq][index] = replace(entry, sha256=landed.sha256, etag=landed.etag)
+            landed[key] = sent
+            entries[request.seq][index] = replace(entries[request.seq][index], sha256=sent.sha256, etag=sent.etag)
 
-        with ThreadPoolExecutor(self.files_at_once, "files") as pool:
+        with ThreadPoolExecutor(FILES_AT_ONCE, "files") as pool:
             jobs = [
                 pool.submit(send, request, index, file)
                 for request in requests
@@ -159,6 +170,7 @@ class Landing:
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
+        self.store.confirm(landed)
 
     def _name(self, entries: list[Entry], soon: bool) -> set[str]:
         """Name the entries, un-name what retention no longer wants; the keys that may be deleted now."""

@@ -13,11 +13,10 @@ from typing import Any
 
 from homerun.bucket import lease
 from homerun.bucket.manifest import Entry, Manifest, stage
-from homerun.bucket.store import Changed, Missing, Progress, Store, sha256_of
+from homerun.bucket.store import FILES_AT_ONCE, Changed, Missing, Progress, Store, sha256_of
 from homerun.errors import LeaseError, RequestError, UnprovenError
 from homerun.journal import read_events
 
-FILES_AT_ONCE = 4
 NOTHING = "`homerun runs` lists what is there"
 
 

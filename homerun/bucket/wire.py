@@ -14,12 +14,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
+from xml.etree import ElementTree
 
 from homerun.bucket.sigv4 import query_string, quote_path, sign
-from homerun.bucket.store import Changed, Denied, FileChanged, Missing, Stopped, StoreError, Unreachable
+from homerun.bucket.store import Changed, Denied, FileChanged, Missing, Stat, Stopped, StoreError, Unreachable
 
 CONNECT_SECONDS, READ_SECONDS = 5.0, 60.0
 FIRST_WAIT, LONGEST_WAIT = 0.5, 15.0
@@ -75,14 +76,24 @@ class Answer:
         match = re.search(rb"<Code>([^<]*)</Code>", self.body)
         return match.group(1).decode() if match else http.client.responses.get(self.status, str(self.status))
 
+    def xml(self) -> ElementTree.Element:
+        """The body without its namespace."""
+        return ElementTree.fromstring(re.sub(rb'\sxmlns="[^"]*"', b"", self.body, count=1))
+
 
 @dataclass
 class FilePart:
-    """A request body that is read from an open file while it is sent."""
+    """A request body that is read from an open file while it is sent. FileChanged, and no other try, when the file is
+    no longer as it was when its checksum was made."""
 
     fd: int
     offset: int
     bytes: int
+    before: Stat
+
+
+class StaleConnection(Exception):
+    """A connection that was idle ended before it brought an answer."""
 
 
 class Throttle:
@@ -129,6 +140,7 @@ class Wire:
     stop: threading.Event
     skew: float = 0.0  # seconds this machine's clock is ahead of the store's, learnt from RequestTimeTooSkewed
     last_error: str = ""
+    _idle: list[http.client.HTTPConnection] = field(default_factory=list)
     _local: threading.local = field(default_factory=threading.local)
 
     def __post_init__(self) -> None:
@@ -166,8 +178,9 @@ class Wire:
             try:
                 with self.throttle.slot():
                     answer = self._once(method, key, query or {}, headers or {}, body, sink, tries)
+            except StaleConnection:
+                continue  # the store had closed it while it was idle; there are only so many of them
             except (OSError, http.client.HTTPException) as error:
-                self.close()
                 self.last_error = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise Denied(
@@ -211,31 +224,42 @@ class Wire:
             region=self.endpoint.region,
             now=time.time() - self.skew,
         )
-        connection = self._connection()
-        connection.putrequest(method, f"{path}?{text}" if text else path, skip_host=True, skip_accept_encoding=True)
-        for name, value in signed.items():
-            connection.putheader(name, value)
-        if size or method in ("PUT", "POST"):
-            connection.putheader("content-length", str(size))
+        connection, used = self._take()
         try:
-            if isinstance(body, FilePart):
-                connection.endheaders()
-                self._send_file(connection, body)
-            else:
-                connection.endheaders(body or None)
-        except (BrokenPipeError, ConnectionResetError):
-            if connection.sock is None:
+            connection.putrequest(method, f"{path}?{text}" if text else path, skip_host=True, skip_accept_encoding=True)
+            for name, value in signed.items():
+                connection.putheader(name, value)
+            if size or method in ("PUT", "POST"):
+                connection.putheader("content-length", str(size))
+            try:
+                if isinstance(body, FilePart):
+                    connection.endheaders()
+                    self._send_file(connection, body)
+                else:
+                    connection.endheaders(body or None)
+                cut_short = False
+            except (BrokenPipeError, ConnectionResetError):
+                if connection.sock is None:
+                    raise
+                cut_short = True  # an answer may have come before the body was through, e.g. AccessDenied
+            try:
+                response = connection.getresponse()
+            except (ConnectionResetError, BrokenPipeError) as error:  # before a byte of an answer
+                if used:
+                    raise StaleConnection from error
                 raise
-            early = True  # an answer may have come before the body was through, e.g. AccessDenied
-        else:
-            early = False
-        response = connection.getresponse()
-        if sink and response.status < 300:
-            sink(response)
-            return Answer(response.status, response.headers, b"", tries)
-        answer = Answer(response.status, response.headers, response.read(), tries)
-        if early:
-            self.close()
+            if sink and response.status < 300:
+                sink(response)
+                answer = Answer(response.status, response.headers, b"", tries)
+            else:
+                answer = Answer(response.status, response.headers, response.read(), tries)
+        except BaseException:
+            connection.close()
+            raise
+        if cut_short:
+            connection.close()
+        elif connection.sock is not None:
+            self._idle.append(connection)
         return answer
 
     def _send_file(self, connection: http.client.HTTPConnection, part: FilePart) -> None:
@@ -243,9 +267,8 @@ class Wire:
         sent = 0
         while sent < part.bytes:
             size = os.preadv(part.fd, [buffer[: min(BLOCK, part.bytes - sent)]], part.offset + sent)
-            if not size:
-                self.close()
-                raise FileChanged("the file became shorter while it was being uploaded")
+            if not size or Stat.of(part.fd) != part.before:
+                raise FileChanged("a file changed while it was being uploaded", "It is uploaded once it is whole")
             if self.stop.is_set():
                 raise ConnectionAbortedError("stopped")
             connection.send(buffer[:size])
@@ -257,28 +280,22 @@ class Wire:
             self._local.buffer = memoryview(bytearray(BLOCK))
         return self._local.buffer
 
-    def _connection(self) -> http.client.HTTPConnection:
-        connection = getattr(self._local, "connection", None)
-        if connection is None or connection.sock is None:
-            if self._tls and self._proxy:
-                netloc, headers = self._proxy
-                connection = http.client.HTTPSConnection(netloc, timeout=CONNECT_SECONDS, context=self._tls)
-                connection.set_tunnel(self._host, headers=headers)
-            elif self._tls:
-                connection = http.client.HTTPSConnection(self._host, timeout=CONNECT_SECONDS, context=self._tls)
-            else:
-                connection = http.client.HTTPConnection(self._host, timeout=CONNECT_SECONDS)
-            connection.connect()
-            connection.sock.settimeout(READ_SECONDS)
-            self._local.connection = connection
-        return connection
-
-    def close(self) -> None:
-        """Drop this thread's connection."""
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+    def _take(self) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection, and whether it has been used before: it may have been closed at the other end since."""
+        with suppress(IndexError):
+            return self._idle.pop(), True
+        connection: http.client.HTTPConnection
+        if self._tls and self._proxy:
+            netloc, headers = self._proxy
+            connection = http.client.HTTPSConnection(netloc, timeout=CONNECT_SECONDS, context=self._tls)
+            connection.set_tunnel(self._host, headers=headers)
+        elif self._tls:
+            connection = http.client.HTTPSConnection(self._host, timeout=CONNECT_SECONDS, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(self._host, timeout=CONNECT_SECONDS)
+        connection.connect()
+        connection.sock.settimeout(READ_SECONDS)
+        return connection, False
 
     def _learn_clock(self, answer: Answer) -> None:
         date = answer.headers.get("date")
