@@ -5,7 +5,10 @@ is then thrown away and a new one is opened over what was left.
 """
 
 import tempfile
+import threading
+import time
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -102,20 +105,40 @@ class Interleavings(RuleBasedStateMachine):
         self.waiting = self.inbox.pending()
 
     @rule(fuse=st.integers(0, 8), after=st.booleans())
-    def land(self, fuse, after):
-        """Land what waits, on a new machine if the last one died; at the `fuse`-th write (0: never) this one dies."""
+    def send(self, fuse, after):
+        """Send a batch of what waits, on a new machine if the last one died; at the `fuse`-th write (0: never) this one
+        dies too."""
         if self.landing is None:
             self.start()
         self.store.fuse, self.store.after = fuse, after
         self.waiting += self.inbox.requests()
+        batch = self.landing.batch(request for request in self.waiting if request.kind in NAMED)
         try:
-            while groups := [request for request in self.waiting if request.kind in NAMED]:
-                batch = self.landing.batch(groups)
-                for receipt in self.landing.land(batch):
-                    self.inbox.answer(receipt)
-                self.waiting = [request for request in self.waiting if request not in batch]
+            if batch:
+                self.landing.send(batch)
         except Crash:
             self.landing = None
+        else:
+            self.waiting = [request for request in self.waiting if request not in batch]
+
+    @rule(fuse=st.integers(0, 8), after=st.booleans())
+    def name(self, fuse, after):
+        """Name what has been sent."""
+        if self.landing:
+            self.store.fuse, self.store.after = fuse, after
+            try:
+                self.landing.name(lambda request, receipt: self.inbox.answer(receipt))
+            except Crash:
+                self.landing = None
+
+    @rule(fuse=st.integers(0, 8), after=st.booleans())
+    def land(self, fuse, after):
+        """Send and name all that waits, unless it dies before."""
+        self.send(fuse, after)
+        while self.landing and (self.landing.sent or self.waiting):
+            self.name(self.store.fuse, after)
+            if self.landing:
+                self.send(self.store.fuse, after)
 
     @invariant()
     def a_reader_sees_only_whole_right_groups(self):
@@ -182,4 +205,77 @@ def test_a_file_that_is_rewritten_between_the_offer_and_its_upload_is_not_landed
     machine.land(0, False)
     assert machine.outbox.answered(1).why == "changed"
     machine.a_reader_sees_only_whole_right_groups()
+    machine.teardown()
+
+
+def test_what_retention_gives_up_is_not_deleted_while_it_is_being_sent_again():
+    machine = Interleavings()
+    for group in ("c/000001", "c/000002", "c/000003"):
+        machine.write_and_offer(group)
+    machine.land(0, False)
+    machine.write_and_offer("c/000004")
+    machine.send(0, False)
+    for key in machine.pair("c/000002"):  # the same bytes once more, as the best checkpoint now
+        path = machine.dir / "home" / key
+        path.with_suffix(".new").write_bytes(path.read_bytes())
+        path.with_suffix(".new").replace(path)
+    files = [describe(machine.dir, f"home/{key}", key) for key in machine.pair("c/000002")]
+    machine.outbox.offer("artifact", "c/000002", files, keep="checkpoint", step=2, score=0)
+    head = machine.store.head
+
+    def name_meanwhile(key):
+        found = head(key)
+        machine.name(0, False)  # the fourth; the second is not kept any more
+        return found
+
+    machine.store.head = name_meanwhile
+    machine.send(0, False)
+    assert "c/000002" not in read_manifest(FolderStore(machine.bucket), "run").groups()
+    machine.name(0, False)
+    assert "c/000002" in read_manifest(FolderStore(machine.bucket), "run").groups()
+    machine.a_reader_sees_only_whole_right_groups()
+    machine.teardown()
+
+
+def test_a_reader_sees_only_whole_right_groups_while_one_thread_sends_and_another_names():
+    """Groups are overwritten, superseded and offered again all the while; what is being sent is never deleted."""
+    machine = Interleavings()
+    machine.start()
+    machine.store.fuse = 0
+    over, failures = threading.Event(), []
+
+    def keep(work):
+        def loop():
+            try:
+                while not over.is_set():
+                    work()
+            except BaseException as error:
+                failures.append(error)
+                over.set()
+
+        thread = threading.Thread(target=loop)
+        thread.start()
+        return thread
+
+    def send():
+        machine.send(0, False)
+
+    threads = [keep(send), keep(lambda: machine.name(0, False)), keep(machine.a_reader_sees_only_whole_right_groups)]
+    random = Random(7)
+    for _ in range(100):
+        machine.write_and_offer(random.choice(["c/000001", "c/000002", "c/000003", "c/000004", "tokenizer"]))
+        time.sleep(random.choice([0, 0, 0.003]))
+    deadline = time.monotonic() + 60
+    while not over.is_set() and any(machine.outbox.answered(one.seq) is None for one in machine.outbox.all()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    over.set()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    machine.a_reader_sees_only_whole_right_groups()
+    last = {request.group: machine.outbox.answered(request.seq) for request in machine.outbox.all()}
+    named = read_manifest(FolderStore(machine.bucket), "run").groups()
+    assert {group for group, receipt in last.items() if receipt.ok} >= set(named) >= {"tokenizer", "c/000004"}
+    assert machine.outbox.answered(1).ok or machine.outbox.answered(1).why in ("changed", "gone")
     machine.teardown()

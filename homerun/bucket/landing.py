@@ -7,9 +7,11 @@ share one write of it.
 
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -33,10 +35,25 @@ BATCH_BYTES, BATCH_GROUPS = 64 << 20, 256  # what may share one write of the man
 SOONEST = 1.1  # seconds between two writes of the manifest at a run's end: R2 takes one a second
 
 
+@dataclass(eq=False)
+class Sent:
+    """A batch whose files are in the bucket, to be named. entries: of the requests that were not there as they are."""
+
+    requests: list[Request]
+    entries: dict[int, list[Entry]]
+    failed: dict[int, Receipt]
+    begun: float  # monotonic
+
+    def named(self) -> list[Entry]:
+        return [entry for seq, group in self.entries.items() if seq not in self.failed for entry in group]
+
+
 @dataclass
 class Landing:
     """The one writer of a run's artifacts. keep_last: checkpoints that retention keeps; spacing: seconds between two
-    writes of the manifest; uploads: folder for the state of unfinished uploads."""
+    writes of the manifest.
+
+    `send` uploads a batch, `name` names what has been sent; two threads may do so side by side. `land` does both."""
 
     store: Store
     run: str
@@ -48,9 +65,13 @@ class Landing:
     guard: Callable[[], None] = lambda: None  # raises when the lease may be another's
     manifest: Manifest = field(init=False)
     etag: str | None = field(init=False, default=None)
-    _landed: dict[str, Request] = field(init=False, default_factory=dict)  # by group, as last landed; seq 0
+    sent: list[Sent] = field(init=False, default_factory=list)
+    _sending: set[str] = field(init=False, default_factory=set)  # keys that are being uploaded
+    _landed: dict[str, int] = field(init=False, default_factory=dict)  # what of each group has landed last, hashed
     _written: float = field(init=False, default=0.0)
     _succeeded: bool = field(init=False, default=False)
+    # Held where the manifest is written, and where keys are deleted or begin to be uploaded.
+    _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
 
     def open(self) -> None:
         """Read the manifest and mark it as this attempt's, which keeps an older attempt from writing it ever again."""
@@ -63,15 +84,16 @@ class Landing:
     def uploads(self) -> list[Path]:
         return sorted((self.run_dir / "outbox" / "uploads").glob("*.json"))
 
-    def batch(self, requests: list[Request]) -> list[Request]:
-        """The first of `requests` that can share a write: small ones, no key or group twice."""
+    def batch(self, requests: Iterable[Request]) -> list[Request]:
+        """The first of `requests` that can be sent together: small ones, no key or group twice, also not of what is
+        still to be named."""
         chosen: list[Request] = []
-        seen: set[str] = set()
+        seen = {name for sent in list(self.sent) for request in sent.requests for name in _names(request)}
         total = 0
         for request in requests:
-            names = {request.group, *(file.key for file in request.files)}
+            names = _names(request)
             total += request.bytes
-            if chosen and (names & seen or total > BATCH_BYTES or len(chosen) >= BATCH_GROUPS):
+            if names & seen or (chosen and (total > BATCH_BYTES or len(chosen) >= BATCH_GROUPS)):
                 break
             chosen.append(request)
             seen |= names
@@ -80,40 +102,72 @@ class Landing:
     def land(self, requests: list[Request]) -> list[Receipt]:
         """Take a batch to the bucket; a receipt for each. StoreError when the store is at fault: nothing is answered,
         nothing new is named, and the same batch can be tried again."""
-        begun = time.monotonic()
-        failed: dict[int, Receipt] = {}
-        entries: dict[int, list[Entry]] = {}  # of the requests that are not in the bucket as they are
+        receipts: list[Receipt] = []
+        self.send(requests)
+        try:
+            self.name(lambda request, receipt: receipts.append(receipt))
+        finally:
+            self.sent.clear()
+        return receipts
+
+    def send(self, requests: list[Request]) -> None:
+        """Upload a batch, after un-naming what it overwrites; `name` comes next. StoreError: nothing has been sent."""
+        with self._lock:  # from here on nobody deletes them
+            self._sending = {file.key for request in requests for file in request.files}
+        try:
+            sent = self._look_at(requests)
+            overwritten = {entry.key for entry in sent.named() if not entry.etag}
+            if overwritten & self.manifest.entries.keys():
+                self._write(lambda manifest: manifest.unname(keys=overwritten), _soon([sent]))
+            self.guard()
+            self._upload(sent)
+            self.sent.append(sent)
+        finally:
+            self._sending = set()
+
+    def _look_at(self, requests: list[Request]) -> Sent:
+        """Which files of a batch are to be uploaded: entries without an ETag."""
+        sent = Sent(requests, {}, {}, time.monotonic())
         for request in requests:
             try:
                 if not self._is_landed(request):
-                    entries[request.seq] = [self._entry(request, file) for file in request.files]
+                    sent.entries[request.seq] = [self._entry(request, file) for file in request.files]
                 for file in request.files:
                     self._unchanged(file)
             except FileChanged as error:
-                entries.pop(request.seq, None)
-                failed[request.seq] = _failure(request, error)
-        soon = any(request.kind == "report" for request in requests)  # it comes last: the machine is paid for meanwhile
-        overwritten = {entry.key for group in entries.values() for entry in group if not entry.etag}
-        if overwritten & self.manifest.entries.keys():
-            self._write(lambda manifest: manifest.unname(keys=overwritten), soon)
-        self.guard()
-        self._upload([request for request in requests if request.seq in entries], entries, failed)
-        named = [entry for seq, group in entries.items() if seq not in failed for entry in group]
-        gone: set[str] = set()
-        if any(self.manifest.entries.get(entry.key) != entry for entry in named):
-            gone = self._name(named, soon)
-        if gone:
-            self.delete(gone)
-        seconds, at = round(time.monotonic() - begun, 3), round(time.time(), 3)
-        for request in requests:
-            if request.seq not in failed:
-                self._landed[request.group] = replace(request, seq=0)
-        return [failed.get(r.seq) or Receipt(r.seq, True, r.bytes, seconds, at) for r in requests]
+                sent.entries.pop(request.seq, None)
+                sent.failed[request.seq] = _failure(request, error)
+        return sent
+
+    def due(self) -> float:
+        """Seconds until what has been sent can be named."""
+        sent = list(self.sent)
+        return self._pause(_soon(sent)) if any(batch.named() for batch in sent) else 0.0
+
+    def name(self, answer: Callable[[Request, Receipt], None]) -> None:
+        """Name what has been sent, un-name and delete what retention no longer wants; `answer` each request, and only
+        then take it out of `sent`. StoreError when the store is at fault: it is still to be named."""
+        ready = list(self.sent)
+        with self._lock:
+            entries = [entry for sent in ready for entry in sent.named()]
+            if any(self.manifest.entries.get(entry.key) != entry for entry in entries):
+                gone = self._name(entries, _soon(ready))
+                later = [entry.key for sent in list(self.sent) if sent not in ready for entry in sent.named()]
+                self._delete(gone - self._sending - set(later))
+        for sent in ready:
+            seconds, at = round(time.monotonic() - sent.begun, 3), round(time.time(), 3)
+            for request in sent.requests:
+                receipt = sent.failed.get(request.seq)
+                if receipt is None:
+                    self._landed[request.group] = _fingerprint(request)
+                    receipt = Receipt(request.seq, True, request.bytes, seconds, at)
+                answer(request, receipt)
+            self.sent.remove(sent)
 
     def _is_landed(self, request: Request) -> bool:
         """Whether the very same files have landed under this group and are still named; asks nobody."""
         named = self.manifest.entries.get(request.files[0].key) if request.files else None
-        same = self._landed.get(request.group) == replace(request, seq=0)
+        same = self._landed.get(request.group) == _fingerprint(request)
         return same and named is not None and named.group == request.group
 
     def _unchanged(self, file: File) -> None:
@@ -142,27 +196,27 @@ class Landing:
             return unsent
         return replace(unsent, sha256=entry.sha256, etag=entry.etag, at=entry.at)
 
-    def _upload(self, requests: list[Request], entries: dict[int, list[Entry]], failed: dict[int, Receipt]) -> None:
+    def _upload(self, sent: Sent) -> None:
         landed: dict[str, Uploaded] = {}
 
         def send(request: Request, index: int, file: File) -> None:
             state = self.run_dir / "outbox" / "uploads" / f"{hashlib.sha1(file.key.encode()).hexdigest()[:16]}.json"
-            key = f"{self.run}/{file.key}"
+            key, entries = f"{self.run}/{file.key}", sent.entries[request.seq]
             try:
-                sent = self.store.upload(self.run_dir / file.path, key, state=state, progress=self.progress)
+                there = self.store.upload(self.run_dir / file.path, key, state=state, progress=self.progress)
                 self._unchanged(file)
             except FileChanged as error:
-                failed[request.seq] = _failure(request, error)
+                sent.failed[request.seq] = _failure(request, error)
                 return
-            landed[key] = sent
-            entries[request.seq][index] = replace(entries[request.seq][index], sha256=sent.sha256, etag=sent.etag)
+            landed[key] = there
+            entries[index] = replace(entries[index], sha256=there.sha256, etag=there.etag)
 
         with ThreadPoolExecutor(FILES_AT_ONCE, "files") as pool:
             jobs = [
-                pool.submit(send, request, index, file)
-                for request in requests
-                for index, file in enumerate(request.files)
-                if not entries[request.seq][index].etag
+                pool.submit(send, request, index, request.files[index])
+                for request in sent.requests
+                for index, entry in enumerate(sent.entries.get(request.seq, ()))
+                if not entry.etag
             ]
             try:
                 for job in jobs:
@@ -186,13 +240,10 @@ class Landing:
         self._write(change, soon)
         return gone
 
-    def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects that are no longer named. A token that may not delete leaves them for `homerun prune`."""
-        keys = [key for key in keys if key not in self.manifest.entries]
-        try:
+    def _delete(self, keys: Iterable[str]) -> None:
+        """Delete objects. A token that may not delete leaves them for `homerun prune`."""
+        with suppress(StoreError):
             self.store.delete([f"{self.run}/{key}" for key in keys])
-        except StoreError:
-            return
 
     def succeed(self, data: bytes) -> None:
         """Write `_SUCCESS`: nothing of the run changes after it."""
@@ -228,28 +279,46 @@ class Landing:
             raise lost(self.run, read(self.store, self.run))
         return manifest, etag
 
+    def _pause(self, soon: bool) -> float:
+        """Seconds until the manifest may be written again."""
+        spacing = min(self.spacing, SOONEST) if soon else self.spacing
+        return max(0.0, self._written + spacing - time.monotonic())
+
     def _write(self, change: Callable[[Manifest], object], soon: bool = False) -> None:
         """Apply `change` to the manifest in the bucket. LeaseError when a newer attempt has written it."""
-        if self._succeeded:  # what it vouches for is about to change
-            self.store.delete([f"{self.run}/_SUCCESS"])
-            self._succeeded = False
-        while True:
-            manifest = replace(self.manifest, attempt=self.attempt, entries=dict(self.manifest.entries))
-            change(manifest)
-            pause = self._written + (min(self.spacing, SOONEST) if soon else self.spacing) - time.monotonic()
-            if pause > 0:
-                self.store.stop.wait(pause)
-            self.guard()
-            key, data = f"{self.run}/manifest.json", manifest.to_json()
-            try:
-                self.etag = self.store.put(key, data, if_match=self.etag, if_none_match=self.etag is None)
-            except Changed:
-                self.manifest, self.etag = self._read()
-                continue
-            finally:
-                self._written = time.monotonic()
-            self.manifest = manifest
-            return
+        with self._lock:
+            if self._succeeded:  # what it vouches for is about to change
+                self.store.delete([f"{self.run}/_SUCCESS"])
+                self._succeeded = False
+            while True:
+                manifest = replace(self.manifest, attempt=self.attempt, entries=dict(self.manifest.entries))
+                change(manifest)
+                if pause := self._pause(soon):
+                    self.store.stop.wait(pause)
+                self.guard()
+                key, data = f"{self.run}/manifest.json", manifest.to_json()
+                try:
+                    self.etag = self.store.put(key, data, if_match=self.etag, if_none_match=self.etag is None)
+                except Changed:
+                    self.manifest, self.etag = self._read()
+                    continue
+                finally:
+                    self._written = time.monotonic()
+                self.manifest = manifest
+                return
+
+
+def _names(request: Request) -> set[str]:
+    return {request.group, *(file.key for file in request.files)}
+
+
+def _fingerprint(request: Request) -> int:
+    return hash(replace(request, seq=0))  # 8 bytes, where the request of a large group takes 300 a file
+
+
+def _soon(batches: Iterable[Sent]) -> bool:
+    """Whether the report is among them: it comes last, and the machine is paid for meanwhile."""
+    return any(request.kind == "report" for sent in batches for request in sent.requests)
 
 
 def _failure(request: Request, error: FileChanged) -> Receipt:

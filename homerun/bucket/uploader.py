@@ -61,10 +61,10 @@ class Uploader:
         self._redact = settings.redactor().text
         self._lease = lease.current(self.control, self.run, owner)
         self._beat_at, self._beat_lock = time.monotonic(), threading.Lock()
-        self._waiting: list[Request] = []
+        self._waiting: dict[int, Request] = {}  # by number: not sent yet, or not for the manifest
         self._take(self.outbox.pending())
         self._unproven: dict[str, Receipt] = self._earlier_failures()
-        self._in_flight: list[Request] = []
+        self._sending: list[Request] = []
         self._moved_bytes, self._rate, self._error = 0, 0.0, ""
         self._opened = self._finished = False
         self._journal_at = 0.0  # every event before this moment is in the bucket
@@ -92,6 +92,7 @@ class Uploader:
             (self._beat, lease.BEAT_SECONDS),
             (self._follow_all, self.settings.homerun_sync_seconds),
             (self._land_some, POLL_SECONDS),
+            (self._name_some, POLL_SECONDS),
             (self.inputs.keep_one, POLL_SECONDS),
             (self._bring_extension, lease.BEAT_SECONDS),
             (self._report, 1.0),
@@ -143,17 +144,21 @@ class Uploader:
 
     def _land_some(self) -> None:
         self._take(self.outbox.requests())
-        for request in [r for r in self._waiting if r.kind in ("open-log", "metadata")]:
+        for request in [one for one in self._waiting.values() if one.kind in ("open-log", "metadata")]:
             self._answer(request, self._follow(request))
-        groups = [request for request in self._waiting if request.kind in NAMED]
+        groups = [request for request in self._waiting.values() if request.kind in NAMED]
         if groups or not self._opened:
-            self._land(self.landing.batch(groups))
-        elif self._waiting and self._waiting[0].kind == "finish":
-            self._answer(self._waiting[0], self._finish(self._waiting[0]))
+            self._send(self.landing.batch(groups))
+        elif self._waiting and not self.landing.sent:
+            finish = next(iter(self._waiting.values()))
+            self._answer(finish, self._finish(finish))
 
     def _take(self, requests: Iterable[Request]) -> None:
         for request in requests:
-            (self.inputs.units if request.kind == "cache" else self._waiting).append(request)
+            if request.kind == "cache":
+                self.inputs.units.append(request)
+            else:
+                self._waiting[request.seq] = request
 
     def _wait_for_groups(self) -> None:
         """Between two files of the input cache everything else goes first."""
@@ -171,36 +176,58 @@ class Uploader:
         self.follower.sync()
         return Receipt(request.seq, True, at=round(time.time(), 3))
 
-    def _land(self, batch: list[Request]) -> None:
-        """Land a batch; an empty one, before the first, marks the manifest as this attempt's."""
-        self._in_flight = batch
+    def _send(self, batch: list[Request]) -> None:
+        """Upload a batch; before the first, mark the manifest as this attempt's."""
+        self._sending = batch
         try:
             if not self._opened:
                 self.landing.open()
                 self._opened = True
-            receipts = self.landing.land(batch) if batch else []
-        except (StoreError, Corrupt, OSError) as error:
-            self._failed(error)
-            finish = next((request for request in self._waiting if request.kind == "finish"), None)
-            if finish:  # the run is over: it is given up, group by group, and then the end itself
-                why = "refused" if isinstance(error, Denied) else "unproven"
-                why = "unreachable" if isinstance(error, Unreachable) else why
+            if batch:
+                self.landing.send(batch)
+                self._error = ""
                 for request in batch:
-                    self._answer(request, Receipt(request.seq, False, why=why, text=self._redact(str(error))))
-                if not batch:
-                    refused = Receipt(finish.seq, False, why=why, text=self._redact(str(error)))
-                    self._answer(finish, self._finish(finish) if self._unproven else refused)
-            else:
-                self.closed.wait(RETRY_SECONDS)
-            return
+                    self._waiting.pop(request.seq, None)  # answered already, if it was quick
+        except (StoreError, Corrupt, OSError) as error:
+            self._not_landed(error, batch)
         finally:
-            self._in_flight = []
-        self._error = ""
-        for request, receipt in zip(batch, receipts, strict=True):
-            self._answer(request, receipt)
-            if request.kind == "log" and receipt.ok:
-                with contextlib.suppress(StoreError):
-                    self.follower.close_logs(request)
+            self._sending = []
+
+    def _name_some(self) -> None:
+        """Name what has been sent, once the manifest may be written; meanwhile more is being sent."""
+        ready = list(self.landing.sent)
+        if not ready or self.landing.due():
+            return
+        try:
+            self.landing.name(self._landed)
+            self._error = ""
+        except (StoreError, Corrupt, OSError) as error:
+            if self._not_landed(error, [request for batch in ready for request in batch.requests]):
+                for batch in ready:
+                    self.landing.sent.remove(batch)
+
+    def _landed(self, request: Request, receipt: Receipt) -> None:
+        self._answer(request, receipt)
+        if request.kind == "log" and receipt.ok:
+            with contextlib.suppress(StoreError):
+                self.follower.close_logs(request)
+
+    def _not_landed(self, error: Exception, batch: list[Request]) -> bool:
+        """Wait, for another try; or, when the run is over, give up group by group, and then the end itself: True."""
+        self._failed(error)
+        finish = next((request for request in list(self._waiting.values()) if request.kind == "finish"), None)
+        if finish is None:
+            self.closed.wait(RETRY_SECONDS)
+            return False
+        why = "refused" if isinstance(error, Denied) else "unproven"
+        why = "unreachable" if isinstance(error, Unreachable) else why
+        text = self._redact(str(error))
+        for request in batch:
+            self._answer(request, Receipt(request.seq, False, why=why, text=text))
+        if not batch:
+            refused = Receipt(finish.seq, False, why=why, text=text)
+            self._answer(finish, self._finish(finish) if self._unproven else refused)
+        return True
 
     def _finish(self, request: Request) -> Receipt:
         """Write `_SUCCESS`, the last object of a good run, if everything that was ever offered is proven."""
@@ -228,7 +255,7 @@ class Uploader:
 
     def _answer(self, request: Request, receipt: Receipt) -> None:
         self.outbox.answer(receipt)
-        self._waiting.remove(request)
+        self._waiting.pop(request.seq, None)
         if request.kind in NAMED:
             if receipt.ok:
                 self._unproven.pop(request.group, None)
@@ -259,7 +286,8 @@ class Uploader:
         """`outbox/uploader.json`: what is waiting, what is on its way, how fast, and what is wrong."""
         moved, self._moved_bytes = self._moved_bytes, 0
         self._rate = 0.7 * self._rate + 0.3 * moved
-        waiting = [request for request in self._waiting if request.kind in NAMED]
+        sent = [request for batch in list(self.landing.sent) for request in batch.requests]
+        waiting = [request for request in list(self._waiting.values()) if request.kind in NAMED] + sent
         write_atomic(
             self.outbox.dir / "uploader.json",
             {
@@ -268,7 +296,7 @@ class Uploader:
                 "attempt": self.landing.attempt,
                 "pending_groups": len(waiting),
                 "pending_bytes": sum(request.bytes for request in waiting),
-                "in_flight": [request.group for request in self._in_flight],
+                "in_flight": [request.group for request in self._sending + sent],
                 "bytes_per_second": round(self._rate),
                 "journal_at": round(self._journal_at, 3),
                 "seconds_since_beat": round(time.monotonic() - self._beat_at, 1),
