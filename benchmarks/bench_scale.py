@@ -8,6 +8,7 @@ model and an optimizer group, and retention runs after each.
 """
 
 import argparse
+import heapq
 import http.server
 import json
 import multiprocessing
@@ -17,7 +18,7 @@ import resource
 import socketserver
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -81,7 +82,26 @@ class Sink(http.server.BaseHTTPRequestHandler):
         data = self.small.get(self.path)
         if "uploads" in self.path:
             return self._answer(200, b"<R></R>")
+        if "list-type" in self.path:
+            return self._answer(200, self._listing())
         self._answer(404 if data is None else 200, data or b"<Code>NoSuchKey</Code>", ETag='"sunk"')
+
+    def _listing(self) -> bytes:
+        query = parse_qs(urlsplit(self.path).query)
+        bucket = urlsplit(self.path).path + "/"
+        after = bucket + (query.get("continuation-token") or query["start-after"])[0]
+        keys = [key for key in self.sizes if key > after]
+        page = heapq.nsmallest(1000, keys)
+        items = "".join(
+            f"<Contents><Key>{key.removeprefix(bucket)}</Key><Size>{self.sizes[key]}</Size><ETag>sunk</ETag>"
+            "<LastModified>2026-01-01T00:00:00Z</LastModified></Contents>"
+            for key in page
+        )
+        token = page[-1].removeprefix(bucket) if page else ""
+        more = str(len(keys) > len(page)).lower()
+        return (
+            f"<R>{items}<IsTruncated>{more}</IsTruncated><NextContinuationToken>{token}</NextContinuationToken></R>"
+        ).encode()
 
     def do_DELETE(self) -> None:
         self.sizes.pop(self.path, None)
@@ -115,21 +135,20 @@ def sparse(port: int, folder: Path, gib: int) -> dict[str, float]:
 
 
 def files(port: int, folder: Path, count: int) -> dict[str, float]:
-    names = [f"{number:06d}" for number in range(count)]
-    for name in names:
-        (folder / name).write_bytes(name.encode())
+    for number in range(count):
+        (folder / f"{number:06d}").write_bytes(b"%d" % number)
     begun = time.perf_counter()
     found = landing(port, folder)
-    requests = [
-        Request(
-            start, "artifact", f"g{start}", tuple(describe(folder, name, name) for name in names[start : start + GROUP])
-        )
-        for start in range(0, count, GROUP)
-    ]
-    for request in requests:
+
+    def offers() -> Iterator[Request]:
+        for start in range(0, count, GROUP):
+            names = [f"{number:06d}" for number in range(start, start + GROUP)]
+            yield Request(start, "artifact", f"g{start}", tuple(describe(folder, name, name) for name in names))
+
+    for request in offers():
         assert found.land([request])[0].ok
     landed = time.perf_counter()
-    for request in requests:
+    for request in offers():
         assert found.land([request])[0].ok
     return {
         "files": count,

@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.s3 import Server, serve
@@ -46,27 +45,6 @@ with f.ThreadPoolExecutor(4) as pool:
 """
 
 
-def ours(way: str, bucket: str, prefix: str, folder: str) -> None:
-    """What the uploader and `homerun pull` do with a group: sixteen files at once, each proven."""
-    import json
-
-    from homerun.bucket.s3 import S3Store
-    from homerun.bucket.store import FILES_AT_ONCE
-    from homerun.bucket.wire import Endpoint
-
-    endpoint = Endpoint(os.environ["S3"], bucket, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
-    store, root, notes = S3Store(endpoint), Path(folder), Path(os.environ["NOTES"]) / f"{prefix}.json"
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        if way == "up":
-            paths = sorted(root.iterdir())
-            landed = list(pool.map(lambda path: store.upload(path, f"{prefix}/{path.name}"), paths))
-            store.confirm({f"{prefix}/{path.name}": one for path, one in zip(paths, landed, strict=True)})
-            notes.write_text(json.dumps({path.name: vars(one) for path, one in zip(paths, landed, strict=True)}))
-        else:
-            items = json.loads(notes.read_text()).items()
-            list(pool.map(lambda item: store.download(f"{prefix}/{item[0]}", root / item[0], **item[1]), items))
-
-
 class Engine:
     def __init__(self, name: str, command: Callable[[str, str, str, str], list[str]], again: bool = True):
         """command(way, bucket, prefix, folder); again: whether running it again is its no-change scan."""
@@ -75,7 +53,7 @@ class Engine:
 
 def engines(peers: str, server: Server) -> Iterator[Engine]:
     path = f"{peers}{os.pathsep}{os.environ['PATH']}"
-    me = [sys.executable, "-m", "benchmarks.bench_transfer", "--ours"]
+    me = [sys.executable, "-m", "benchmarks.ours"]
     yield Engine("homerun", lambda *a: [*me, *a], again=False)
     python = shutil.which("python", path=peers) or sys.executable
     for name in ("boto3", "boto3 lean"):
@@ -194,8 +172,8 @@ def main() -> None:
                 first = number % len(contenders)  # each round another one: who goes first pays for cold memory
                 for engine in contenders[first:] + contenders[:first]:
                     prefix = f"{workload}-{engine.name.replace(' ', '-')}-{number}"
-                    back = Path(folder, f"{source.name}-back")
-                    back.mkdir()
+                    back = Path(folder, f"{source.name}-back", prefix)
+                    back.mkdir(parents=True)
                     for way in ["up", "down", *(["again"] if workload == "W3" and engine.again else [])]:
                         where = str(back if way == "down" else source)
                         result = measure(engine.command(way, server.bucket, prefix, where), environ)
@@ -203,13 +181,16 @@ def main() -> None:
                     for path in source.iterdir():
                         same = path.stat().st_size == (back / path.name).stat().st_size
                         assert same, f"{engine.name} brought {path.name} home wrong"
-                    shutil.rmtree(back)
+                    if workload != "W3":  # ext4 looks at every inode freed of late before it makes the next file
+                        shutil.rmtree(back)
                     store = server.store()
                     store.delete([head.key for head in store.list(f"{prefix}/")])
+                    server.vacuum()
             report(workload, count, size, seen)
             if workload == "W3" and "W4" in options.only:
                 print(f"W4  homerun, in its process: {1000 * no_change_scan(source):.1f} ms, no request")
             shutil.rmtree(source)
+            shutil.rmtree(Path(folder, f"{source.name}-back"))
 
 
 def report(workload: str, count: int, size: int, seen: dict[tuple[str, str], list[tuple[float, float, float]]]) -> None:
@@ -225,8 +206,4 @@ def report(workload: str, count: int, size: int, seen: dict[tuple[str, str], lis
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--ours"]:
-        ours(*sys.argv[2:6])
-        sys.stdout.flush()
-        os._exit(0)
     main()

@@ -4,6 +4,7 @@ A group is named as a whole or not at all. A key that will be overwritten or del
 named again; a reader that follows the manifest, asks for its ETags and checks its hashes never accepts wrong bytes.
 """
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable
@@ -62,9 +63,14 @@ class Manifest:
         return gone
 
     def to_json(self) -> bytes:
-        head = json.dumps({"version": 1, "run": self.run, "attempt": self.attempt})[:-1]
-        lines = ",\n".join(_line(self.entries[key]) for key in sorted(self.entries))
-        return f'{head}, "entries": [\n{lines}\n]}}\n'.encode()
+        text = io.BytesIO()  # piece by piece: 100,000 files are 22 MB
+        text.write(json.dumps({"version": 1, "run": self.run, "attempt": self.attempt})[:-1].encode())
+        separator = ', "entries": [\n'
+        for key in sorted(self.entries):
+            text.write(f"{separator}{_line(self.entries[key])}".encode())
+            separator = ",\n"
+        text.write(b"\n]}\n" if self.entries else b', "entries": []}\n')
+        return text.getvalue()
 
     @classmethod
     def from_json(cls, data: bytes) -> "Manifest":

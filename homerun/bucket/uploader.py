@@ -195,15 +195,15 @@ class Uploader:
 
     def _name_some(self) -> None:
         """Name what has been sent, once the manifest may be written; meanwhile more is being sent."""
-        ready = list(self.landing.sent)
-        if not ready or self.landing.due():
+        if not self.landing.sent or self.landing.due():
             return
         try:
             self.landing.name(self._landed)
             self._error = ""
         except (StoreError, Corrupt, OSError) as error:
-            if self._not_landed(error, [request for batch in ready for request in batch.requests]):
-                for batch in ready:
+            left = list(self.landing.sent)
+            if self._not_landed(error, [request for batch in left for request in batch.requests]):
+                for batch in left:
                     self.landing.sent.remove(batch)
 
     def _landed(self, request: Request, receipt: Receipt) -> None:
