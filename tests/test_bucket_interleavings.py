@@ -208,6 +208,26 @@ def test_a_file_that_is_rewritten_between_the_offer_and_its_upload_is_not_landed
     machine.teardown()
 
 
+def test_what_was_sent_waits_for_what_comes_after_it_and_no_longer_than_the_spacing(monkeypatch):
+    machine = Interleavings()
+    machine.start()
+    machine.landing.spacing = 2.0
+    assert not machine.landing.due(more=False)  # nothing was sent
+    machine.write_and_offer("tokenizer")
+    machine.send(0, False)
+    now = time.monotonic()
+    for seconds, more, due in ((0, False, False), (0, True, False), (1, True, False), (2.1, False, True)):
+        monkeypatch.setattr(time, "monotonic", lambda seconds=seconds: now + seconds)
+        assert machine.landing.due(more) is due, (seconds, more)
+    machine.landing._written = now - 10
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1)
+    assert machine.landing.due(more=False)  # it is the last, and the manifest may be written
+    assert not machine.landing.due(more=True)
+    monkeypatch.setattr(time, "monotonic", lambda: now + 2.1)
+    assert machine.landing.due(more=True)
+    machine.teardown()
+
+
 def test_what_retention_gives_up_is_not_deleted_while_it_is_being_sent_again():
     machine = Interleavings()
     for group in ("c/000001", "c/000002", "c/000003"):

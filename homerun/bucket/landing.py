@@ -42,7 +42,8 @@ class Sent:
     requests: list[Request]
     entries: dict[int, list[Entry]]
     failed: dict[int, Receipt]
-    begun: float  # monotonic
+    begun: float  # monotonic, like the next
+    ended: float = 0.0
 
     def named(self) -> list[Entry]:
         return [entry for seq, group in self.entries.items() if seq not in self.failed for entry in group]
@@ -121,6 +122,7 @@ class Landing:
                 self._write(lambda manifest: manifest.unname(keys=overwritten), _soon([sent]))
             self.guard()
             self._upload(sent)
+            sent.ended = time.monotonic()
             self.sent.append(sent)
         finally:
             self._sending = set()
@@ -139,10 +141,14 @@ class Landing:
                 sent.failed[request.seq] = _failure(request, error)
         return sent
 
-    def due(self) -> float:
-        """Seconds until what has been sent can be named."""
+    def due(self, more: bool) -> bool:
+        """Whether what has been sent is to be named now. more: more is on its way, which may share the write."""
         sent = list(self.sent)
-        return self._pause(_soon(sent)) if any(batch.named() for batch in sent) else 0.0
+        if not any(batch.named() for batch in sent):
+            return bool(sent)
+        if more and time.monotonic() < sent[0].ended + self.spacing:
+            return False
+        return not self._pause(_soon(sent))
 
     def name(self, answer: Callable[[Request, Receipt], None]) -> None:
         """Name what has been sent, un-name and delete what retention no longer wants; `answer` each request, and only

@@ -195,7 +195,7 @@ class Uploader:
 
     def _name_some(self) -> None:
         """Name what has been sent, once the manifest may be written; meanwhile more is being sent."""
-        if not self.landing.sent or self.landing.due():
+        if not self.landing.due(any(request.kind in NAMED for request in list(self._waiting.values()))):
             return
         try:
             self.landing.name(self._landed)
