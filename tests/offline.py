@@ -26,7 +26,6 @@ UV = """\
     mkdir -p .venv/bin "$HOME/.cache/nanochat"
     if [ ! -e "$kit/empty" ]; then  # where a test puts it, nothing is here and nothing can be had
         cp -aln "$kit/base/." "$HOME/.cache/nanochat/"
-        for folder in "$kit"/hub/*; do ln -sfn "$folder" .; done
     fi
     ln -sfn {python} .venv/bin/python
     cp -f "$kit/activate" .venv/bin/activate
@@ -108,14 +107,13 @@ def build_kit(folder: Path) -> Path:
     return folder
 
 
-def environment(kit: Path) -> dict[str, str]:
-    """What HOMERUN and upstream need to find the kit; nothing reaches for the network."""
+def environment(kit: Path, hub: str = "") -> dict[str, str]:
+    """What HOMERUN and upstream need to find the kit; nothing reaches for the network. hub: the URL of a Hub that
+    serves the kit's `hub`, which generations before the third want."""
     return {
         "HOMERUN_SCRIPT_PATH": str(kit / "bin"),
-        "HOMERUN_PASS_ENV": "TORCHDYNAMO_DISABLE HF_HUB_OFFLINE HF_DATASETS_OFFLINE",
         "TORCHDYNAMO_DISABLE": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
+        **({"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"} if hub else {"HF_HUB_OFFLINE": "1"}),
         "NPROC_PER_NODE": "0",
         "HOMERUN_SKIP_CHECKS": "dataset",  # its shards come from the kit, not from the network
     }
@@ -235,7 +233,7 @@ def _task_data(folder: Path, name: str, config: str, splits: dict[str, list[dict
 
 
 def _hub(folder: Path, config: str, splits: dict[str, list[dict]]) -> None:
-    """A folder that `datasets.load_dataset` takes for the hub's repository when it lies in the working directory."""
+    """A repository of the hub as a folder; its README tells `datasets.load_dataset` where the splits are."""
     readme = folder / "README.md"
     configs = json.loads(readme.read_text().split("---")[1].split("configs: ")[1]) if readme.exists() else []
     files = []

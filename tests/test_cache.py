@@ -203,9 +203,9 @@ def test_a_tokenizer_is_that_of_the_same_data_code_and_arguments_only(tmp_path):
 
 def test_only_what_the_sources_name_is_an_input_and_a_machines_other_models_are_not(tmp_path):
     root = make(tmp_path)
-    (root / "tasks.py").write_text('load_dataset("allenai/ai2_arc"); get_kernel("varunneal/flash-attention-3")\n')
+    (root / "tasks.py").write_text('load_dataset("allenai/ai2_arc"); get_kernel("kernels-community/flash-attn3")\n')
     for folder in (
-        "hub/models--varunneal--flash-attention-3",
+        "hub/models--kernels-community--flash-attn3",
         "hub/datasets--allenai--ai2_arc",
         "hub/models--me--secret",
     ):
@@ -226,7 +226,7 @@ def test_only_what_the_sources_name_is_an_input_and_a_machines_other_models_are_
     assert found == {
         shards: ["base_data/shard_00000.parquet"],
         "base/eval_bundle": ["eval_bundle/core.yaml"],
-        "huggingface/hub/models--varunneal--flash-attention-3": ["models--varunneal--flash-attention-3/file"],
+        "huggingface/hub/models--kernels-community--flash-attn3": ["models--kernels-community--flash-attn3/file"],
         "huggingface/hub/datasets--allenai--ai2_arc": ["datasets--allenai--ai2_arc/file"],
         "huggingface/datasets/allenai___ai2_arc": ["allenai___ai2_arc/data.arrow"],
     }

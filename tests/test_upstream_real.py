@@ -15,6 +15,7 @@ from offline import GENERATIONS, PHASE_ARGS, SHARDS, build_kit
 from offline import environment as offline
 
 from homerun.journal import replay
+from tests.fakes.hub import DatasetsHub
 
 SOURCE = os.environ.get("HOMERUN_UPSTREAM_SRC")
 pytestmark = [
@@ -41,9 +42,15 @@ def kit(tmp_path_factory):
     return build_kit(tmp_path_factory.mktemp("kit"))
 
 
-def settings(kit: Path, directory: Path, generation: str) -> dict[str, str]:
+@pytest.fixture(scope="session")
+def hub(kit):
+    with DatasetsHub(kit / "hub") as hub:
+        yield hub
+
+
+def settings(kit: Path, directory: Path, generation: str, hub: str = "") -> dict[str, str]:
     args = json.dumps(PHASE_ARGS[generation])
-    return environment(HOMERUN_DIR=str(directory), HOMERUN_RUN_ID="run", HOMERUN_PHASE_ARGS=args) | offline(kit)
+    return environment(HOMERUN_DIR=str(directory), HOMERUN_RUN_ID="run", HOMERUN_PHASE_ARGS=args) | offline(kit, hub)
 
 
 def train(env: dict[str, str], generation: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,8 +59,8 @@ def train(env: dict[str, str], generation: str, *arguments: str) -> subprocess.C
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_every_generation_runs_whole_unmodified_and_is_proven(kit, tmp_path, generation):
-    env = settings(kit, tmp_path, generation) | {"HOMERUN_CHECK_STEPS": "true"}
+def test_every_generation_runs_whole_unmodified_and_is_proven(kit, hub, tmp_path, generation):
+    env = settings(kit, tmp_path, generation, hub.url) | {"HOMERUN_CHECK_STEPS": "true"}
     done = train(env, generation)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     events = list(replay(tmp_path / "runs" / "run" / "journal.jsonl"))
@@ -135,21 +142,29 @@ def test_the_newest_generation_goes_on_at_its_checkpoint_after_a_kill_on_an_empt
     assert "tok_train" in [e["phase"] for e in events if e["type"] == "phase.skip"]
 
 
-def test_the_next_run_starts_from_the_input_cache_alone(kit, tmp_path):
-    """Run 1 has its inputs from the kit; then the kit gives nothing, and no network does."""
-    env = settings(kit, tmp_path, "G3") | {"HOMERUN_SYNC_DATA": "true"}
-    one = train(env, "G3")
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_next_run_starts_from_the_input_cache_alone(kit, hub, tmp_path, generation):
+    """Run 1 has its inputs from the kit and the hub; then both give nothing, and no network does."""
+    env = settings(kit, tmp_path, generation, hub.url) | {"HOMERUN_SYNC_DATA": "true"}
+    one = train(env, generation)
     assert one.returncode == 0, one.stdout[-5000:] + one.stderr
-    shutil.rmtree(tmp_path / "runs")
+    for folder in ("runs", ".cache"):
+        shutil.rmtree(tmp_path / folder)
     (kit / "empty").touch()
     try:
-        two = train(env | {"HOMERUN_RUN_ID": "two"}, "G3")
+        offline = settings(kit, tmp_path, generation) | {"HOMERUN_SYNC_DATA": "true", "HOMERUN_RUN_ID": "two"}
+        two = train(offline, generation)
     finally:
         (kit / "empty").unlink()
     assert two.returncode == 0, two.stdout[-5000:] + two.stderr
     events = list(replay(tmp_path / "runs" / "two" / "journal.jsonl"))
-    brought = {event["unit"].partition("-")[0]: event["files"] for event in events if event["type"] == "cache"}
-    assert brought["base/base_data_climbmix"] == len(SHARDS["base_data_climbmix"]) and brought["base/tokenizer"] == 2
-    assert {"base/eval_bundle", "base/task_data"} < set(brought)
+    brought = {event["unit"]: event["files"] for event in events if event["type"] == "cache"}
+    shards = "base_data_climbmix" if generation == "G3" else "base_data"
+    files = {unit.partition("-")[0]: count for unit, count in brought.items()}
+    assert files[f"base/{shards}"] == len(SHARDS[shards]) and files["base/tokenizer"] == 2
+    repos = [folder.relative_to(hub.root).parts for folder in hub.root.glob("*/*")]
+    datasets = {f"huggingface/hub/datasets--{org}--{name}" for org, name in repos}
+    datasets |= {f"huggingface/datasets/{org}___{name}" for org, name in repos}
+    assert {"base/eval_bundle", *({"base/task_data"} if generation == "G3" else datasets)} < set(brought)
     assert "tok_train" in [event["phase"] for event in events if event["type"] == "phase.skip"]
     assert (tmp_path / "bucket" / "two" / "_SUCCESS").exists()

@@ -84,7 +84,8 @@ class FakeService:
                 query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 headers = {key.lower(): value for key, value in self.headers.items()}
-                reply = service._handle(Request(self.command, parts.path, query, headers, body))
+                request = Request(self.command, parts.path, query, headers, body)
+                reply = service._handle(request)
                 if reply.lose:
                     self.close_connection = True
                     return
@@ -102,7 +103,8 @@ class FakeService:
                 else:
                     self.close_connection = True
                 self.end_headers()
-                self.wfile.write(data)
+                if request.method != "HEAD":
+                    self.wfile.write(data)
 
             def _stream(self, reply: Reply) -> None:
                 self.send_header("Transfer-Encoding", "chunked")

@@ -1,16 +1,17 @@
-"""A fake Hugging Face Hub, as `upload_folder` speaks to it: create, card check, preupload, LFS, commit."""
+"""Fake Hugging Face Hubs: one that takes a model from `upload_folder`, one that gives datasets to `load_dataset`."""
 
 import base64
 import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 from tests.fakes.http import FakeService, Reply, Request
 
 
 class FakeHub(FakeService):
-    """repos: what each repository's main branch holds, by path."""
+    """Create, card check, preupload, LFS, commit. repos: what each repository's main branch holds, by path."""
 
     def __init__(self, token: str = "hf_token-of-the-test") -> None:
         super().__init__()
@@ -66,3 +67,38 @@ class FakeHub(FakeService):
                 self.repos[repo][value["path"]] = self.large[value["oid"]]
         oid = hashlib.sha1(body).hexdigest()
         return Reply(200, {"success": True, "commitUrl": f"{self.url}/{repo}/commit/{oid}", "commitOid": oid})
+
+
+class DatasetsHub(FakeService):
+    """The folders `root/<org>/<name>` as dataset repositories of one commit, for anyone to read."""
+
+    COMMIT = "1" * 40
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self.root = root
+
+    def answer(self, request: Request) -> Reply:
+        found = re.fullmatch(
+            r"(?P<api>/api)?/datasets/(?P<repo>[^/]+/[^/]+)/(?P<what>revision|tree|resolve)/[^/]+/?(?P<path>.*)",
+            request.path,
+        )
+        if not found:
+            return Reply(404, {"error": "Not here"})
+        repo = self.root / found["repo"]
+        path = repo / found["path"]
+        if not repo.is_dir():
+            return Reply(404, {"error": "Repository not found"}, {"X-Error-Code": "RepoNotFound"})
+        if found["what"] == "revision":
+            return Reply(200, {"id": found["repo"], "sha": self.COMMIT, "tags": [], "siblings": []})
+        if not path.exists():
+            return Reply(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
+        if found["what"] == "tree":
+            return Reply(200, [self._entry(repo, file) for file in sorted(path.iterdir())])
+        data = path.read_bytes()
+        etag = f'"{hashlib.sha256(data).hexdigest()}"'
+        return Reply(200, data, {"ETag": etag, "X-Repo-Commit": self.COMMIT})
+
+    def _entry(self, repo: Path, file: Path) -> dict[str, Any]:
+        oid = hashlib.sha1(file.read_bytes()).hexdigest()
+        return {"type": "file", "path": str(file.relative_to(repo)), "size": file.stat().st_size, "oid": oid}
