@@ -206,6 +206,7 @@ def test_only_what_the_sources_name_is_an_input_and_a_machines_other_models_are_
     (root / "tasks.py").write_text('load_dataset("allenai/ai2_arc"); get_kernel("kernels-community/flash-attn3")\n')
     for folder in (
         "hub/models--kernels-community--flash-attn3",
+        "hub/kernels--kernels-community--flash-attn3",
         "hub/datasets--allenai--ai2_arc",
         "hub/models--me--secret",
     ):
@@ -227,6 +228,7 @@ def test_only_what_the_sources_name_is_an_input_and_a_machines_other_models_are_
         shards: ["base_data/shard_00000.parquet"],
         "base/eval_bundle": ["eval_bundle/core.yaml"],
         "huggingface/hub/models--kernels-community--flash-attn3": ["models--kernels-community--flash-attn3/file"],
+        "huggingface/hub/kernels--kernels-community--flash-attn3": ["kernels--kernels-community--flash-attn3/file"],
         "huggingface/hub/datasets--allenai--ai2_arc": ["datasets--allenai--ai2_arc/file"],
         "huggingface/datasets/allenai___ai2_arc": ["allenai___ai2_arc/data.arrow"],
     }

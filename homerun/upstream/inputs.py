@@ -19,7 +19,7 @@ from homerun.upstream.plan import Plan
 
 _SHARDS = re.compile(r"base/base_data\w*")
 _ALONE = re.compile(r"base/(eval_bundle|task_data|words_alpha\.txt|identity_conversations\.jsonl)")
-_HUB = re.compile(r"huggingface/(?:hub/(?:models|datasets)--(\w[\w.-]*?)--|datasets/(\w[\w.-]*?)___)([\w.-]+)")
+_HUB = re.compile(r"huggingface/(?:hub/(?:models|datasets|kernels)--(\w[\w.-]*?)--|datasets/(\w[\w.-]*?)___)([\w.-]+)")
 TOKENIZER = "base/tokenizer"
 
 
