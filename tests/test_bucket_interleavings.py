@@ -225,6 +225,11 @@ def test_what_was_sent_waits_for_what_comes_after_it_and_no_longer_than_the_spac
     assert not machine.landing.due(more=True)
     monkeypatch.setattr(time, "monotonic", lambda: now + 2.1)
     assert machine.landing.due(more=True)
+    machine.landing._written = now  # once the script is over the pause is shorter, but not the wait for more
+    monkeypatch.setattr(time, "monotonic", lambda: now + 1.5)
+    assert not machine.landing.due(more=False)
+    machine.landing.hurry()
+    assert machine.landing.due(more=False) and not machine.landing.due(more=True)
     machine.teardown()
 
 

@@ -142,6 +142,17 @@ def test_a_whole_run_lands_and_success_is_the_last_word(bench, tmp_path):
     assert lease.read(bench.store, bench.run).state == "released"
 
 
+def test_once_the_script_is_over_the_manifest_is_written_as_soon_as_the_store_takes_it(bench):
+    bench.environ["HOMERUN_SYNC_SECONDS"] = "600"
+    bench.start()
+    bench.offer("tokenizer", {"tokenizer/tokenizer.pkl": b"tok"})
+    wait_for(lambda: bench.outbox.status().get("in_flight") == ["tokenizer"])  # sent; the manifest has just been opened
+    assert not bench.outbox.receipts()
+    bench.outbox.offer("over", "the script")
+    assert all(receipt.ok for receipt in bench.answers(30).values())
+    assert bench.named().keys() == {"tokenizer/tokenizer.pkl"}
+
+
 def test_a_group_that_changed_since_it_was_offered_is_refused_and_not_named(bench):
     seq = bench.offer("tokenizer", {"tokenizer/a": b"one", "tokenizer/b": b"two"})
     gone = bench.offer("gone", {"gone": b"x"})

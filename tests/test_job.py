@@ -14,10 +14,12 @@ import psutil
 import pytest
 from fake_upstream import SCRIPT, command, environment, homerun, make
 
+from homerun.bucket.outbox import Outbox
 from homerun.errors import Exit
 from homerun.journal import replay
 
 pytestmark = pytest.mark.slow
+ENDING = ["report", "metadata", "finish"]
 
 
 @pytest.fixture
@@ -105,6 +107,10 @@ def test_a_good_run_ends_0_with_everything_proven(place):
     metrics = {(event["phase"], event["metric"]): event["value"] for event in events(place, "eval")}
     assert metrics["base_eval", "core"] == 0.1667
     assert len(events(place, "step")) == 20
+    outbox = Outbox(Path(place["HOMERUN_DIR"]) / "runs" / "run" / "outbox")
+    kinds = [request.kind for request in outbox.all()]
+    assert kinds.count("over") == 1 and set(kinds[kinds.index("over") + 1 :]) <= {"artifact", "log", *ENDING}
+    assert kinds[-3:] == ENDING
     assert not alive(place)
 
 

@@ -32,7 +32,7 @@ from homerun.bucket.store import (
 )
 
 BATCH_BYTES, BATCH_GROUPS = 64 << 20, 256  # what may share one write of the manifest
-SOONEST = 1.1  # seconds between two writes of the manifest at a run's end: R2 takes one a second
+SOONEST = 1.1  # seconds between two writes of the manifest once the script is over: R2 takes one a second
 
 
 @dataclass(eq=False)
@@ -70,6 +70,7 @@ class Landing:
     _sending: set[str] = field(init=False, default_factory=set)  # keys that are being uploaded
     _landed: dict[str, int] = field(init=False, default_factory=dict)  # what of each group has landed last, hashed
     _written: float = field(init=False, default=0.0)
+    _hurried: bool = field(init=False, default=False)
     _succeeded: bool = field(init=False, default=False)
     # Held where the manifest is written, and where keys are deleted or begin to be uploaded.
     _lock: threading.RLock = field(init=False, default_factory=threading.RLock)
@@ -119,7 +120,7 @@ class Landing:
             sent = self._look_at(requests)
             overwritten = {entry.key for entry in sent.named() if not entry.etag}
             if overwritten & self.manifest.entries.keys():
-                self._write(lambda manifest: manifest.unname(keys=overwritten), _soon([sent]))
+                self._write(lambda manifest: manifest.unname(keys=overwritten))
             self.guard()
             self._upload(sent)
             sent.ended = time.monotonic()
@@ -148,7 +149,7 @@ class Landing:
             return bool(sent)
         if more and time.monotonic() < sent[0].ended + self.spacing:
             return False
-        return not self._pause(_soon(sent))
+        return not self._pause()
 
     def name(self, answer: Callable[[Request, Receipt], None]) -> None:
         """Name what has been sent, un-name and delete what retention no longer wants; `answer` each request, and only
@@ -157,7 +158,7 @@ class Landing:
         with self._lock:
             entries = [entry for sent in ready for entry in sent.named()]
             if any(self.manifest.entries.get(entry.key) != entry for entry in entries):
-                gone = self._name(entries, _soon(ready))
+                gone = self._name(entries)
                 later = [entry.key for sent in list(self.sent) if sent not in ready for entry in sent.named()]
                 self._delete(gone - self._sending - set(later))
         for sent in ready:
@@ -232,7 +233,7 @@ class Landing:
                 raise
         self.store.confirm(landed)
 
-    def _name(self, entries: list[Entry], soon: bool) -> set[str]:
+    def _name(self, entries: list[Entry]) -> set[str]:
         """Name the entries, un-name what retention no longer wants; the keys that may be deleted now."""
         gone: set[str] = set()
 
@@ -243,7 +244,7 @@ class Landing:
             manifest.unname(superseded(manifest, self.keep_last))
             gone = before - set(manifest.entries)
 
-        self._write(change, soon)
+        self._write(change)
         return gone
 
     def _delete(self, keys: Iterable[str]) -> None:
@@ -285,12 +286,16 @@ class Landing:
             raise lost(self.run, read(self.store, self.run))
         return manifest, etag
 
-    def _pause(self, soon: bool) -> float:
+    def hurry(self) -> None:
+        """The script is over: from now on write the manifest as soon as the store takes it."""
+        self._hurried = True
+
+    def _pause(self) -> float:
         """Seconds until the manifest may be written again."""
-        spacing = min(self.spacing, SOONEST) if soon else self.spacing
+        spacing = min(self.spacing, SOONEST) if self._hurried else self.spacing
         return max(0.0, self._written + spacing - time.monotonic())
 
-    def _write(self, change: Callable[[Manifest], object], soon: bool = False) -> None:
+    def _write(self, change: Callable[[Manifest], object]) -> None:
         """Apply `change` to the manifest in the bucket. LeaseError when a newer attempt has written it."""
         with self._lock:
             if self._succeeded:  # what it vouches for is about to change
@@ -299,7 +304,7 @@ class Landing:
             while True:
                 manifest = replace(self.manifest, attempt=self.attempt, entries=dict(self.manifest.entries))
                 change(manifest)
-                if pause := self._pause(soon):
+                if pause := self._pause():
                     self.store.stop.wait(pause)
                 self.guard()
                 key, data = f"{self.run}/manifest.json", manifest.to_json()
@@ -320,11 +325,6 @@ def _names(request: Request) -> set[str]:
 
 def _fingerprint(request: Request) -> int:
     return hash(replace(request, seq=0))  # 8 bytes, where the request of a large group takes 300 a file
-
-
-def _soon(batches: Iterable[Sent]) -> bool:
-    """Whether the report is among them: it comes last, and the machine is paid for meanwhile."""
-    return any(request.kind == "report" for sent in batches for request in sent.requests)
 
 
 def _failure(request: Request, error: FileChanged) -> Receipt:

@@ -12,7 +12,8 @@ from typing import Any
 
 from homerun.bucket.store import Stat, write_atomic
 
-KINDS = ("artifact", "log", "open-log", "report", "metadata", "finish", "cache")
+# over: the script has ended, so the machine waits for nothing but the bucket. finish: write `_SUCCESS`.
+KINDS = ("artifact", "log", "open-log", "report", "metadata", "over", "finish", "cache")
 NAMED = ("artifact", "log", "report")  # the kinds that go into the manifest
 
 

@@ -45,6 +45,7 @@ def push(
     owner = f"{socket.gethostname()}-push-{secrets.token_hex(4)}"
     held = lease.acquire(open_store(settings), run_dir.name, owner, watching=watching)
     uploader = Uploader(settings, run_dir, held.attempt, owner)
+    uploader.landing.hurry()
     trouble: list[BaseException] = []
 
     def work() -> None:

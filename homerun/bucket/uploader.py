@@ -144,8 +144,8 @@ class Uploader:
 
     def _land_some(self) -> None:
         self._take(self.outbox.requests())
-        for request in [one for one in self._waiting.values() if one.kind in ("open-log", "metadata")]:
-            self._answer(request, self._follow(request))
+        for request in [one for one in self._waiting.values() if one.kind in ("open-log", "metadata", "over")]:
+            self._answer(request, self._heed(request))
         groups = [request for request in self._waiting.values() if request.kind in NAMED]
         if groups or not self._opened:
             self._send(self.landing.batch(groups))
@@ -170,10 +170,13 @@ class Uploader:
         self.follower.sync()
         self._journal_at = begun
 
-    def _follow(self, request: Request) -> Receipt:
+    def _heed(self, request: Request) -> Receipt:
         if request.kind == "open-log":
             return self.follower.open_logs(request)
-        self.follower.sync()
+        if request.kind == "over":
+            self.landing.hurry()
+        else:
+            self.follower.sync()
         return Receipt(request.seq, True, at=round(time.time(), 3))
 
     def _send(self, batch: list[Request]) -> None:

@@ -327,6 +327,7 @@ class Job:
     def _end(self, outcome: Outcome) -> None:
         if outcome.why == "disk":
             self.reserve.unlink(missing_ok=True)
+        self.outbox.offer("over", "the script")
         self.supervisor.close_logs()
         self.supervisor.hand_over(force=True)
         if not outcome.ok:
