@@ -194,6 +194,24 @@ def test_what_a_killed_writer_left_in_a_folder_is_swept_and_what_a_live_one_writ
 # -- S3: pure ----------------------------------------------------------------------------------------------------------
 
 
+def test_a_sweep_never_trips_over_what_live_writers_write_nor_they_over_it(tmp_path):
+    store, done = FolderStore(tmp_path / "bucket"), threading.Event()
+
+    def sweep() -> None:
+        while not done.is_set():
+            store.sweep("run/")
+
+    with ThreadPoolExecutor(6) as pool:
+        sweeps = [pool.submit(sweep) for _ in range(2)]
+        try:
+            list(pool.map(lambda number: store.put(f"run/{number % 8}", b"x"), range(600)))
+        finally:
+            done.set()
+        for one in sweeps:
+            one.result()
+    assert len(list(store.list("run/"))) == 8
+
+
 @pytest.mark.parametrize("size", [PART + 1, 32 << 30, 100 << 30, 4 << 40])
 def test_parts_are_equal_whole_mebibytes_and_at_most_5000(size):
     assert part_bytes(size) % (1 << 20) == 0

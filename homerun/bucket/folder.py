@@ -12,7 +12,7 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from homerun.bucket.store import (
@@ -155,12 +155,9 @@ class FolderStore:
     def sweep(self, prefix: str, keep: Iterable[Path] = ()) -> int:
         swept = 0
         for path in (self.root / ".tmp").glob("*"):
-            with open(path, "rb") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue  # somebody is writing it
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:  # published, or being written
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
                 swept += 1
         return swept
 
@@ -186,10 +183,8 @@ class FolderStore:
         with self._writable():
             folder = self.root / ".tmp"
             folder.mkdir(parents=True, exist_ok=True)
-            path = folder / uuid.uuid4().hex
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            path, fd = _locked_file(folder)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
                 yield path, fd
             finally:
                 path.unlink(missing_ok=True)
@@ -219,6 +214,16 @@ class FolderStore:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _locked_file(folder: Path) -> tuple[Path, int]:
+    while True:
+        path = folder / uuid.uuid4().hex
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if path.exists():
+            return path, fd
+        os.close(fd)  # a sweep came between the two, and took it for a dead writer's
 
 
 def _write_all(fd: int, data: bytes | memoryview) -> None:
