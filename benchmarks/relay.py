@@ -31,9 +31,9 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trip:
             await writer.drain()
             loop.call_later(trip / 2, acknowledge, len(data))
 
-    delivering = asyncio.create_task(deliver())
-    data = b"."
-    try:
+    async def read() -> None:
+        nonlocal credit
+        data = b"."
         while data:
             while credit <= 0:
                 free.clear()
@@ -41,16 +41,20 @@ async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, trip:
             data = await reader.read(min(1 << 16, credit))
             credit -= len(data)
             coming.put_nowait((loop.time() + trip / 2, data))
-        await delivering
-    except OSError:
-        delivering.cancel()
+
+    async with asyncio.TaskGroup() as both:
+        both.create_task(read())
+        both.create_task(deliver())
 
 
 async def main(host: str, port: int, trip: float, window: int) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, away = await asyncio.open_connection(host, port)
         try:
-            await asyncio.gather(pump(reader, away, trip, window), pump(there, writer, trip, window))
+            with suppress(ExceptionGroup):  # either end hung up
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(pump(reader, away, trip, window))
+                    both.create_task(pump(there, writer, trip, window))
         finally:
             away.close()
             writer.close()
