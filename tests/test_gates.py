@@ -236,7 +236,7 @@ def test_the_trial_never_saves_evaluates_resumes_or_logs_as_that_commit_spells_i
     argv = trial_argv(["torchrun", "-m", "scripts.base_train", "--", "--depth=24"], Flags(names, {}, style))
     assert argv[4] == "--depth=24"
     assert set(argv[5:]) == {
-        "--run=dummy", f"--num{dash}iterations=40", f"--save{dash}every=1000000", f"--eval{dash}every=1000000"
+        "--run=dummy", f"--num{dash}iterations=1000", f"--save{dash}every=1000000", f"--eval{dash}every=1000000"
     }  # fmt: skip
 
 
@@ -321,11 +321,11 @@ def test_real_steps_of_a_real_recipe_leave_no_trace_in_the_run(tmp_path):
     check, events = speed_check(env)
     assert check["verdict"] == "pass" and "tokens/s over 20 steps; this CPU is in no table" in check["seen"]
     (begin,) = [event for event in events if event["type"] == "phase.begin" and event["phase"] == "base_train"]
-    assert "--num-iterations=40" not in begin["argv"]
+    assert "--num-iterations=1000" not in begin["argv"]
     assert [event["step"] for event in events if event["type"] == "step"] == [0, 1, 2]
     run = tmp_path / "dir" / "runs" / "run"
     tried = (run / "logs" / "a01" / "raw" / "training-speed.log").read_text()
-    assert "step 00019/00040" in tried and "Saved" not in tried and "Validation bpb" in tried.split("step 00000")[0]
+    assert "step 00019/01000" in tried and "Saved" not in tried and "Validation bpb" in tried.split("step 00000")[0]
     saved = {path.name for path in (run / "home" / ".cache" / "nanochat" / "base_checkpoints").glob("*/model_*")}
     assert saved == {"model_000001.pt", "model_000002.pt", "model_000003.pt"}
     assert [path.name for path in (run / "home" / ".cache").iterdir()] == ["nanochat"]
@@ -345,7 +345,7 @@ def test_term_during_the_steps_ends_them_and_the_run(box):
     for words in job.stdout:
         if "20 real steps" in words:
             break
-    assert wait_until(lambda: any("num-iterations=40" in line for line in mark.command_lines()))
+    assert wait_until(lambda: any("num-iterations=1000" in line for line in mark.command_lines()))
     job.send_signal(signal.SIGTERM)
     job.communicate()
     killer.cancel()

@@ -37,12 +37,13 @@ GRACE_SECONDS, POLL_SECONDS = 3.0, 0.25
 # others have 50 %) costs a factor of two to five; a table that is off by a third must not stop a good one.
 SLOW, BROKEN = 0.7, 0.4
 
-# Appended to base training's own arguments, the last value wins: no sample or checkpoint ever comes, twice the steps,
-# for it is ended before the last one, which would save, and of evaluations only that before the first step (-1 means
-# "never" to some commits and "at every step" to others), cut from 10 million tokens to one batch of eight GPUs.
+# Appended to base training's own arguments, the last value wins: no sample or checkpoint ever comes, many more steps
+# than are wanted, for it is ended before the last one, which would save (a toy's steps take 10 ms, and the log is read
+# four times a second), and of evaluations only that before the first step (-1 means "never" to some commits and "at
+# every step" to others), cut from 10 million tokens to one batch of eight GPUs.
 NEVER, EVAL_TOKENS = 10**6, 2**19
 TRIAL = {
-    "num-iterations": 2 * STEPS,
+    "num-iterations": 50 * STEPS,
     "eval-every": NEVER,
     "core-metric-every": NEVER,
     "sample-every": NEVER,
