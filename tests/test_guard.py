@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -199,6 +200,30 @@ def test_a_phase_has_its_grace_to_save(tmp_path):
     ran.run(tick)
     assert (tmp_path / "saved").read_text() == "all" and ran.runner.phases[0].status == 3
     assert time.monotonic() - began < 9.0, "the end does not wait for the grace to pass"
+
+
+def test_how_a_phase_ended_is_told_however_late_its_shim_comes_to_it(tmp_path):
+    phase = "import os, signal, sys\n"
+    phase += "def save(*_):\n os.kill(os.getppid(), signal.SIGSTOP)\n"
+    phase += " open('../late', 'w').write(str(os.getppid()))\n sys.exit(3)\n"
+    phase += "signal.signal(signal.SIGTERM, save)\nopen('../started', 'w')\nsignal.pause()\n"
+    ran = prepare(tmp_path, "python phase.py\n", grace=20.0)
+    (tmp_path / "src" / "phase.py").write_text(phase)
+
+    def go_on_late():
+        assert wait_until(lambda: (tmp_path / "late").exists() and (tmp_path / "late").read_text())
+        time.sleep(0.5)
+        os.kill(int((tmp_path / "late").read_text()), signal.SIGCONT)
+
+    def tick():
+        if (tmp_path / "started").exists():
+            ran.runner.stop("signal", "TERM")
+
+    late = threading.Thread(target=go_on_late)
+    late.start()
+    ran.run(tick)
+    late.join()
+    assert ran.runner.phases[0].status == 3
 
 
 def test_orphans_are_reaped_while_the_script_runs(tmp_path):

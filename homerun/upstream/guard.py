@@ -98,14 +98,16 @@ def end_all(grace: float, on_reaped: Callable[[], None] = lambda: None) -> list[
     """End every process below this one; the pids that could not be ended.
 
     Shims are spared until the last: while its shim lives, a bash that has a trap on TERM cannot go on to its next
-    command.
+    command. And until each has told the job how its phase ended; all they then do is wait.
     """
     asked: set[int] = set()
+    idle = False
     kill_at = time.monotonic() + grace
     give_up_at = kill_at + STUCK_SECONDS
     while True:
         on_reaped()
-        alive = {pid: one for pid, one in descendants(os.getpid()).items() if one.state != "Z"}
+        below = descendants(os.getpid())
+        alive = {pid: one for pid, one in below.items() if one.state != "Z"}
         if not alive:
             on_reaped()
             return []
@@ -114,7 +116,9 @@ def end_all(grace: float, on_reaped: Callable[[], None] = lambda: None) -> list[
             return sorted(alive)
         shims = {pid for pid in alive if is_shim(pid)}
         waiting = shims | {alive[pid].parent for pid in shims}
-        if now >= kill_at or waiting.issuperset(alive):
+        # Twice in a row: a phase may end between a look at its shim and the one at itself.
+        was_idle, idle = idle, waiting.issuperset(alive) and not _reporting(below, shims)
+        if now >= kill_at or (was_idle and idle):
             _signal_all(alive, signal.SIGKILL)
         else:
             fresh = alive.keys() - shims - asked
@@ -122,6 +126,13 @@ def end_all(grace: float, on_reaped: Callable[[], None] = lambda: None) -> list[
             _signal_all(fresh, signal.SIGTERM)
             _signal_all(fresh, signal.SIGCONT)  # a stopped one could not hear it
         time.sleep(POLL_SECONDS)
+
+
+def _reporting(below: dict[int, Process], shims: set[int]) -> bool:
+    """Whether a shim has a phase to collect, or is at work: it may not have told the job yet."""
+    return any(one.state == "Z" and one.parent in shims for one in below.values()) or any(
+        below[pid].state in "RD" for pid in shims
+    )
 
 
 def _signal_all(pids: Iterable[int], number: int) -> None:
