@@ -8,7 +8,8 @@ and resident memory are the median of the rounds. Ours sends SHA-256 or CRC-32, 
 downloads; the others do what they do by default. Peers are looked for in --peers and PATH; one that is missing is said
 and left out. The server shares this machine's cores, so compare within a table only.
 --away puts the server a round trip away (relay.py), with at most 2 MiB on their way in each connection, as between a
-GPU cloud and a bucket; s5cmd then takes its own default of 256 workers.
+GPU cloud and a bucket; s5cmd then takes its own default of 256 workers. --engines also knows "homerun 4", 8, 12 and 16:
+ours with so many parts at once.
 Linux counts this process's own 40 MiB into a child's resident memory: read less as that.
 """
 
@@ -58,6 +59,8 @@ def engines(peers: str, server: Server, endpoint: str, away: float) -> Iterator[
     path = f"{peers}{os.pathsep}{os.environ['PATH']}"
     me = [sys.executable, "-m", "benchmarks.ours"]
     yield Engine("homerun", lambda *a: [*me, *a], again=False)
+    for parts in ("4", "8", "12", "16"):
+        yield Engine(f"homerun {parts}", lambda *a, parts=parts: [*me, *a, parts], again=False)
     python = shutil.which("python", path=peers) or sys.executable
     for name in ("boto3", "boto3 lean"):
         yield Engine(name, lambda *a, name=name: [python, "-c", BOTO, *a, name], again=False)
@@ -99,8 +102,10 @@ def reached(server: Server, away: float) -> Iterator[str]:
     command = [sys.executable, "-m", "benchmarks.relay", "127.0.0.1", str(server.ports[0]), str(away), "2048"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as relay:
         assert relay.stdout
-        yield f"http://127.0.0.1:{int(relay.stdout.readline())}"
-        relay.kill()
+        try:
+            yield f"http://127.0.0.1:{int(relay.stdout.readline())}"
+        finally:
+            relay.kill()
 
 
 def _ends(way: str, bucket: str, prefix: str, folder: str) -> tuple[str, str]:

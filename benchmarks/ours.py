@@ -1,6 +1,6 @@
 """Our transfer engine as a process of its own, for bench_transfer: what uploader and `homerun pull` do with a group.
 
-python -m benchmarks.ours up|down BUCKET PREFIX FOLDER    endpoint and keys in the environment
+python -m benchmarks.ours up|down BUCKET PREFIX FOLDER [PARTS AT ONCE]    endpoint and keys in the environment
 """
 
 import json
@@ -9,14 +9,15 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from homerun.bucket.s3 import S3Store
+from homerun.bucket.s3 import CONCURRENCY, S3Store
 from homerun.bucket.store import FILES_AT_ONCE
 from homerun.bucket.wire import Endpoint
 
 
-def main(way: str, bucket: str, prefix: str, folder: str) -> None:
+def main(way: str, bucket: str, prefix: str, folder: str, parts: str = str(CONCURRENCY)) -> None:
     endpoint = Endpoint(os.environ["S3"], bucket, os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"])
-    store, root, notes = S3Store(endpoint), Path(folder), Path(os.environ["NOTES"]) / f"{prefix}.json"
+    store, root = S3Store(endpoint, concurrency=int(parts)), Path(folder)
+    notes = Path(os.environ["NOTES"]) / f"{prefix}.json"
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         if way == "up":
             paths = sorted(root.iterdir())

@@ -191,9 +191,6 @@ def test_what_a_killed_writer_left_in_a_folder_is_swept_and_what_a_live_one_writ
         assert live.exists()
 
 
-# -- S3: pure ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_sweep_never_trips_over_what_live_writers_write_nor_they_over_it(tmp_path):
     store, done = FolderStore(tmp_path / "bucket"), threading.Event()
 
@@ -210,6 +207,9 @@ def test_a_sweep_never_trips_over_what_live_writers_write_nor_they_over_it(tmp_p
         for one in sweeps:
             one.result()
     assert len(list(store.list("run/"))) == 8
+
+
+# -- S3: pure ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [PART + 1, 32 << 30, 100 << 30, 4 << 40])
